@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* The line that would be named is always one of this file. */
+#define SD_JOURNAL_SUPPRESS_LOCATION
+#include <systemd/sd-journal.h>
+
+#include "cleanup.h"
+
+/* One line, its prefix, colours and newline included: a pipe takes so much in one
+ * piece, and a thread's stack never notices. */
+#define LOG_LINE_MAX 2048u
+
+/* Longest journal field besides MESSAGE: a name or a policy, with some room. */
+#define LOG_FIELD_MAX 160u
+#define LOG_FIELDS    13u
+
+#define COLOUR_ERROR   "\x1b[31m"
+#define COLOUR_WARNING "\x1b[33m"
+#define COLOUR_DEBUG   "\x1b[2m"
+#define COLOUR_OFF     "\x1b[0m"
+
+/* Written by usm_log_open before there are threads, read by all. */
+static char log_name[32] = "usmd";
+static bool log_to_journal;
+static bool log_colours;
+
+static _Atomic int log_max_priority = LOG_INFO;
+
+static bool stderr_is_journal(void)
+{
+	const char *stream = getenv("JOURNAL_STREAM");
+	unsigned long long device, inode;
+	struct stat st;
+	int end = -1;
+
+	if (!stream || sscanf(stream, "%llu:%llu%n", &device, &inode, &end) != 2 || end < 0 ||
+	    stream[end])
+		return false;
+	/* The variable is inherited by children whose stderr went elsewhere. */
+	if (fstat(STDERR_FILENO, &st) < 0)
+		return false;
+	return st.st_dev == device && st.st_ino == inode;
+}
+
+static bool stderr_wants_colours(void)
+{
+	const char *term = getenv("TERM");
+
+	return isatty(STDERR_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb") != 0;
+}
+
+void usm_log_open(const char *name)
+{
+	snprintf(log_name, sizeof(log_name), "%s", name);
+	log_to_journal = stderr_is_journal();
+	log_colours = !log_to_journal && stderr_wants_colours();
+}
+
+void usm_log_set_level(int priority)
+{
+	log_max_priority = priority;
+}
+
+int usm_log_level(void)
+{
+	return log_max_priority;
+}
+
+/* Text from plugins, programs and files must not move a terminal's cursor or
+ * pretend to be a second line. */
+static void make_one_line(char *text)
+{
+	size_t n = strlen(text);
+
+	while (n > 0 && text[n - 1] == '\n')
+		text[--n] = '\0';
+	for (; *text; text++)
+		if (((unsigned char)*text < ' ' && *text != '\t') || *text == 0x7f)
+			*text = '?';
+}
+
+static const char *colour_of(int priority)
+{
+	if (!log_colours)
+		return "";
+	if (priority <= LOG_ERR)
+		return COLOUR_ERROR;
+	if (priority == LOG_WARNING)
+		return COLOUR_WARNING;
+	return priority >= LOG_DEBUG ? COLOUR_DEBUG : "";
+}
+
+static void write_line(int priority, const char *message)
+{
+	char line[LOG_LINE_MAX];
+	const char *colour = colour_of(priority);
+	const char *end = *colour ? COLOUR_OFF "\n" : "\n";
+	size_t end_length = strlen(end), room = sizeof(line) - end_length;
+	ssize_t r;
+	int n;
+
+	n = snprintf(line, room, "%s%s: %s", colour, log_name, message);
+	if (n < 0)
+		return;
+	if ((size_t)n >= room) {
+		n = (int)room - 1;
+		memcpy(line + n - 3, "...", 3);
+	}
+	memcpy(line + n, end, end_length);
+
+	/* One write, so that lines of several threads and processes don't mix.  Where
+	 * it can't be written there is nobody to tell. */
+	do
+		r = write(STDERR_FILENO, line, (size_t)n + end_length);
+	while (r < 0 && errno == EINTR);
+}
+
+/* The fields of one journal entry; text[] holds all but MESSAGE. */
+struct entry {
+	struct iovec iov[LOG_FIELDS];
+	char text[LOG_FIELDS][LOG_FIELD_MAX];
+	unsigned n;
+};
+
+__attribute__((format(printf, 2, 3)))
+static void entry_add(struct entry *e, const char *fmt, ...)
+{
+	char *text = e->text[e->n];
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(text, LOG_FIELD_MAX, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		return;
+	e->iov[e->n].iov_base = text;
+	e->iov[e->n].iov_len = MIN((size_t)n, (size_t)LOG_FIELD_MAX - 1);
+	e->n++;
+}
+
+static void entry_add_fields(struct entry *e, const struct usm_log_fields *f)
+{
+	if (f->message_id)
+		entry_add(e, "MESSAGE_ID=%s", f->message_id);
+	if (f->event)
+		entry_add(e, "USM_EVENT=%s", f->event);
+	if (f->process)
+		entry_add(e, "USM_PROCESS=%s", f->process);
+	if (f->pid)
+		entry_add(e, "USM_PID=%d", (int)f->pid);
+	if (f->policy)
+		entry_add(e, "USM_POLICY=%s", f->policy);
+	if (f->addr)
+		entry_add(e, "USM_ADDR=0x%llx", (unsigned long long)f->addr);
+	if (f->has_frame)
+		entry_add(e, "USM_FRAME=0x%llx", (unsigned long long)f->frame);
+	if (f->has_slot)
+		entry_add(e, "USM_SLOT=%llu", (unsigned long long)f->slot);
+	if (f->has_count)
+		entry_add(e, "USM_COUNT=%llu", (unsigned long long)f->count);
+}
+
+/* message_field starts with "MESSAGE=". */
+static int send_entry(int priority, int error, const struct usm_log_fields *f, char *message_field)
+{
+	struct entry e;
+
+	e.n = 0;
+	e.iov[e.n].iov_base = message_field;
+	e.iov[e.n].iov_len = strlen(message_field);
+	e.n++;
+	entry_add(&e, "PRIORITY=%d", priority);
+	entry_add(&e, "SYSLOG_IDENTIFIER=%s", log_name);
+	if (error)
+		entry_add(&e, "ERRNO=%d", error);
+	if (f)
+		entry_add_fields(&e, f);
+
+	return sd_journal_sendv(e.iov, (int)e.n);
+}
+
+int usm_log_full(int priority, int error, const struct usm_log_fields *f, const char *fmt, ...)
+{
+	static const char field[] = "MESSAGE=";
+	char buf[LOG_LINE_MAX];
+	char *message = buf + sizeof(field) - 1;
+	size_t room = sizeof(buf) - (sizeof(field) - 1);
+	int saved_errno = errno, n;
+	va_list ap;
+
+	if (error < 0)
+		error = -error;
+	if (priority > log_max_priority)
+		return -error;
+
+	memcpy(buf, field, sizeof(field));
+	errno = error; /* what %m prints */
+	va_start(ap, fmt);
+	n = vsnprintf(message, room, fmt, ap);
+	va_end(ap);
+	if (n >= 0) {
+		if ((size_t)n >= room)
+			memcpy(buf + sizeof(buf) - 4, "...", 4);
+		make_one_line(message);
+		if (!log_to_journal || send_entry(priority, error, f, buf) < 0)
+			write_line(priority, message);
+	}
+
+	errno = saved_errno;
+	return -error;
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "parse.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "config.h"
+
+#define PERMYRIAD 10000u
+
+/* Reads digits at *s and moves *s behind them. */
+static int take_digits(const char **s, uint64_t *ret)
+{
+	const char *p = *s;
+	uint64_t value = 0;
+
+	if (*p < '0' || *p > '9')
+		return -EINVAL;
+
+	for (; *p >= '0' && *p <= '9'; p++)
+		if (__builtin_mul_overflow(value, 10u, &value) ||
+		    __builtin_add_overflow(value, (uint64_t)(*p - '0'), &value))
+			return -ERANGE;
+
+	*s = p;
+	*ret = value;
+	return 0;
+}
+
+int usm_parse_u64(const char *s, uint64_t min, uint64_t max, uint64_t *ret)
+{
+	uint64_t value;
+	int r;
+
+	r = take_digits(&s, &value);
+	if (r < 0)
+		return r;
+	if (*s)
+		return -EINVAL;
+	if (value < min || value > max)
+		return -ERANGE;
+
+	*ret = value;
+	return 0;
+}
+
+int usm_parse_int(const char *s, int min, int max, int *ret)
+{
+	bool negative = *s == '-' && min < 0;
+	uint64_t magnitude;
+	int64_t value;
+	int r;
+
+	r = usm_parse_u64(s + negative, 0, (uint64_t)INT_MAX + 1, &magnitude);
+	if (r < 0)
+		return r;
+	value = negative ? -(int64_t)magnitude : (int64_t)magnitude;
+	if (value < min || value > max)
+		return -ERANGE;
+
+	*ret = (int)value;
+	return 0;
+}
+
+int usm_parse_permyriad(const char *s, unsigned *ret)
+{
+	uint64_t whole, value;
+	int r;
+
+	r = take_digits(&s, &whole);
+	if (r < 0)
+		return r;
+	if (whole > 100)
+		return -ERANGE;
+	value = whole * 100;
+
+	if (*s == '.') {
+		unsigned unit = 10;
+
+		s++;
+		if (*s < '0' || *s > '9')
+			return -EINVAL;
+		for (; *s >= '0' && *s <= '9'; s++, unit /= 10) {
+			if (unit == 0) /* finer than 1/10000 */
+				return -EINVAL;
+			value += (uint64_t)(*s - '0') * unit;
+		}
+	}
+	if (strcmp(s, "%") != 0)
+		return -EINVAL;
+	if (value > PERMYRIAD)
+		return -ERANGE;
+
+	*ret = (unsigned)value;
+	return 0;
+}
+
+int usm_parse_size(const char *s, uint64_t plain_unit, uint64_t total_bytes, uint64_t *ret)
+{
+	static const char suffixes[] = "KMGT";
+	uint64_t number, unit, value;
+	const char *rest = s, *suffix;
+	unsigned permyriad;
+	size_t length = strlen(s);
+	int r;
+
+	if (length > 0 && s[length - 1] == '%') {
+		if (total_bytes == 0)
+			return -EINVAL;
+		r = usm_parse_permyriad(s, &permyriad);
+		if (r < 0)
+			return r;
+		/* Divided first where the product could overflow; both are exact
+		 * to less than a page for any total that matters. */
+		*ret = total_bytes <= UINT64_MAX / PERMYRIAD ? total_bytes * permyriad / PERMYRIAD
+							     : total_bytes / PERMYRIAD * permyriad;
+		return 0;
+	}
+
+	r = take_digits(&rest, &number);
+	if (r < 0)
+		return r;
+
+	if (*rest == '\0') {
+		unit = plain_unit;
+	} else {
+		suffix = strchr(suffixes, *rest);
+		if (!suffix || rest[1] != '\0')
+			return -EINVAL;
+		unit = 1024ull << (10 * (suffix - suffixes));
+	}
+	if (__builtin_mul_overflow(number, unit, &value))
+		return -ERANGE;
+
+	*ret = value;
+	return 0;
+}
+
+bool usm_name_is_valid(const char *s)
+{
+	size_t length = strlen(s);
+
+	if (length == 0 || length > USM_NAME_MAX)
+		return false;
+	if (strcmp(s, ".") == 0 || strcmp(s, "..") == 0)
+		return false;
+
+	for (; *s; s++)
+		if (*s <= ' ' || *s > '~' || strchr("/#\"\\", *s))
+			return false;
+	return true;
+}
+
+const char *usm_format_bytes(char *buf, size_t size, uint64_t bytes)
+{
+	static const char units[] = "BKMGTPE";
+	unsigned i = 0;
+	uint64_t unit = 1;
+
+	while (units[i + 1] && bytes / unit >= 1024) {
+		unit *= 1024;
+		i++;
+	}
+
+	/* Cut, not rounded: what is shown is never more than what is there. */
+	if (bytes % unit * 10 / unit)
+		snprintf(buf, size, "%llu.%llu%c", (unsigned long long)(bytes / unit),
+			 (unsigned long long)(bytes % unit * 10 / unit), units[i]);
+	else
+		snprintf(buf, size, "%llu%c", (unsigned long long)(bytes / unit), units[i]);
+	return buf;
+}
