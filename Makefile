@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# make             build everything below build/; that tree runs without being installed
+# make install     DESTDIR=, PREFIX=/usr/local, LIBDIR=, SYSCONFDIR=
+# make deps        list the Debian packages that are needed, install what is missing (root)
+# make demo        see it work on real programs (root; about two minutes)
+# make check       unit tests and the quick native tests (root; below three minutes)
+# make test        everything (root)
+# make bench       measure against the kernel (root)
+# SANITIZE=1       ASan and UBSan, below build/sanitize
+# V=1              show the commands
+
+VERSION := 0.1.0
+
+PREFIX     ?= /usr/local
+MULTIARCH  := $(shell $(CC) -print-multiarch 2>/dev/null)
+BINDIR     ?= $(PREFIX)/bin
+SBINDIR    ?= $(PREFIX)/sbin
+# The dynamic linker's $LIB names this folder, so the tagger is found for the right ABI.
+LIBDIR     ?= $(PREFIX)/lib$(addprefix /,$(MULTIARCH))
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+DATADIR    ?= $(PREFIX)/share
+SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
+SYSTEMDDIR ?= $(PREFIX)/lib/systemd
+POLICYDIR  := $(LIBDIR)/usmd/policies
+
+BUILD := build$(if $(SANITIZE),/sanitize)
+PKGS  := libsystemd json-c libcap liburing libxxhash
+Q     := $(if $(V),,@)
+
+# Run as root in somebody's checkout (sudo make ...), the build is still done as its owner, so
+# that no file of root's is left behind.
+ifeq ($(shell id -u),0)
+OWNER := $(shell stat -c '%u' .)
+ifneq ($(OWNER),0)
+AS_OWNER := setpriv --reuid=$(OWNER) --regid=$(shell stat -c '%g' .) --clear-groups --
+endif
+endif
+
+CFLAGS ?= -O2 -g
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+BASE_FLAGS := -std=gnu11 -Wall -Wextra -pthread -I. -Iusmd -Iusmd/lib -Iusmd/include \
+	-D_GNU_SOURCE -DUSM_VERSION='"$(VERSION)"' -DUSM_PREFIX='"$(PREFIX)"' \
+	-DUSM_LIBDIR='"$(LIBDIR)"' -DUSM_SYSCONFDIR='"$(SYSCONFDIR)"' \
+	-DUSM_POLICY_DIR='"$(POLICYDIR)"'
+PKG_CFLAGS  = $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS    = $(shell pkg-config --libs $(PKGS))
+ALL_CFLAGS  = $(BASE_FLAGS) $(CFLAGS) $(if $(SANITIZE),$(SANITIZERS)) $(CPPFLAGS)
+DEPFLAGS    = -MMD -MP
+TAGGER_FLAGS := -std=gnu11 -Wall -Wextra -I. -Iusmd/lib -D_GNU_SOURCE -DUSM_VERSION='"$(VERSION)"' \
+	-O2 -g -fPIC -fno-stack-protector -fvisibility=hidden
+
+DAEMON_SRCS := $(wildcard usmd/*.c)
+LIB_SRCS    := $(wildcard usmd/lib/*.c)
+CTL_SRCS    := $(wildcard usmctl/*.c)
+TAGGER_SRCS := $(wildcard usmd/tagger/*.c)
+POLICY_SRCS := $(wildcard usmd/policies/*.c)
+UNIT_SRCS   := $(wildcard tests/unit/test-*.c)
+PROG_SRCS   := $(wildcard tests/lib/*.c tests/native/progs/*.c tests/bench/*.c)
+
+objects   = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+UNIT      := build/unit
+unit_objs = $(patsubst %.c,$(UNIT)/obj/%.o,$(1))
+# What a unit test is linked with: the whole daemon, or what its "links:" line says.
+unit_srcs = $(or $(wildcard $(shell sed -n 's,^/\* links: \(.*\) \*/$$,\1,p' $(1))),\
+	$(filter-out usmd/main.c,$(DAEMON_SRCS)) $(LIB_SRCS))
+
+BINARIES := $(if $(DAEMON_SRCS),$(BUILD)/usmd) $(if $(CTL_SRCS),$(BUILD)/usmctl) \
+	$(if $(TAGGER_SRCS),$(BUILD)/libusm-tagger.so) \
+	$(patsubst usmd/policies/%.c,$(BUILD)/policies/%.so,$(POLICY_SRCS))
+UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
+PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
+
+.PHONY: all install uninstall deps demo check test bench unit progs clean FORCE
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SECONDEXPANSION:
+
+all: $(BINARIES)
+unit: $(UNITS)
+progs: $(PROGS)
+
+# Objects depend on this file, which changes only when the flags do.
+$(BUILD)/flags: FORCE
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo '$(subst ','\'',$(CC) $(ALL_CFLAGS))' | cmp -s - $@ || \
+		echo '$(subst ','\'',$(CC) $(ALL_CFLAGS))' | $(AS_OWNER) tee $@ >/dev/null
+
+$(BUILD)/obj/usmd/tagger/%.o: usmd/tagger/%.c $(BUILD)/flags
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  CC      $<"
+	$Q$(AS_OWNER) $(CC) $(TAGGER_FLAGS) $(if $(filter agent%,$*),-fno-builtin) $(DEPFLAGS) -c -o $@ $<
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  CC      $<"
+	$Q$(AS_OWNER) $(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(DEPFLAGS) -c -o $@ $<
+
+# Policies resolve the policy kit's functions from the daemon itself, hence -rdynamic.
+$(BUILD)/usmd: $(call objects,$(DAEMON_SRCS) $(LIB_SRCS))
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(PKG_LIBS) -ldl -lm
+
+$(BUILD)/usmctl: $(call objects,$(CTL_SRCS) $(LIB_SRCS))
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/libusm-tagger.so: $(call objects,$(TAGGER_SRCS))
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(CC) $(TAGGER_FLAGS) $(LDFLAGS) -shared -Wl,-z,relro,-z,now -o $@ $^ -ldl -pthread
+
+# A policy sees the public headers alone, as one written elsewhere would.
+$(BUILD)/policies/%.so: usmd/policies/%.c $(BUILD)/flags
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  POLICY  $@"
+	$Q$(AS_OWNER) $(CC) -std=gnu11 -Wall -Wextra $(CFLAGS) $(if $(SANITIZE),$(SANITIZERS)) \
+		-Iusmd/include -fPIC -shared -pthread $(DEPFLAGS) $(LDFLAGS) -o $@ $<
+
+$(UNIT)/obj/%.o: %.c Makefile
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  CC      $< (unit)"
+	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) -O1 -g $(SANITIZERS) -DUSM_TESTING $(PKG_CFLAGS) $(DEPFLAGS) \
+		-c -o $@ $<
+
+$(UNIT)/test-%: $(UNIT)/obj/tests/unit/test-%.o \
+		$$(call unit_objs,$$(call unit_srcs,tests/unit/test-$$*.c))
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) $(SANITIZERS) -rdynamic -o $@ $^ $(PKG_LIBS) -lcmocka -ldl -lm
+
+define prog_rule
+build/tests/$(basename $(notdir $(1))): $(1)
+	@$$(AS_OWNER) mkdir -p $$(@D)
+	@echo "  CC      $$@"
+	$$Q$$(AS_OWNER) $$(CC) -std=gnu11 -Wall -Wextra -D_GNU_SOURCE -O2 -g -pthread $$(DEPFLAGS) \
+		-Itests/lib -o $$@ $$<
+endef
+$(foreach s,$(PROG_SRCS),$(eval $(call prog_rule,$(s))))
+
+deps:
+	@tests/lib/deps.sh build demo test
+
+demo:
+	@tests/lib/deps.sh build demo
+	@$(MAKE) --no-print-directory all build/tests/sampler
+	@tests/demo.sh
+
+check: all unit progs
+	@tests/lib/run.sh quick
+
+test:
+	@tests/lib/deps.sh build demo test
+	@$(MAKE) --no-print-directory all unit progs
+	@tests/lib/run.sh all
+
+bench: all progs
+	@tests/bench/bench.py --json build/bench.json
+	@chown --reference=. build/bench.json
+
+D := $(DESTDIR)
+install: all
+	install -d $(D)$(SBINDIR) $(D)$(BINDIR) $(D)$(LIBDIR) $(D)$(POLICYDIR) \
+		$(D)$(INCLUDEDIR)/usm $(D)$(SYSCONFDIR)/usmd/conf.d
+	install $(BUILD)/usmd $(D)$(SBINDIR)/usmd
+	install $(BUILD)/usmctl $(D)$(BINDIR)/usmctl
+	install -m 644 $(BUILD)/libusm-tagger.so $(D)$(LIBDIR)/libusm-tagger.so
+	install -m 644 $(BUILD)/policies/*.so $(D)$(POLICYDIR)/
+	install -m 644 usmd/include/usm/*.h $(D)$(INCLUDEDIR)/usm/
+	@# An administrator's configuration is never overwritten.
+	@for f in conf.d/*.conf; do [ -e "$$f" ] || continue; \
+		case $$f in conf.d/usmd.conf) t=$(D)$(SYSCONFDIR)/usmd/usmd.conf ;; \
+			*) t=$(D)$(SYSCONFDIR)/usmd/$$f ;; esac; \
+		[ -e "$$t" ] || install -v -m 644 "$$f" "$$t"; done
+	@for s in 1 3 5 8; do for f in docs/man/*.$$s; do [ -e "$$f" ] || continue; \
+		install -v -D -m 644 "$$f" "$(D)$(MANDIR)/man$$s/$${f##*/}"; done; done
+	@[ ! -e usmctl/completion/usmctl.bash ] || install -v -D -m 644 usmctl/completion/usmctl.bash \
+		$(D)$(DATADIR)/bash-completion/completions/usmctl
+	@[ ! -e usmctl/completion/_usmctl ] || install -v -D -m 644 usmctl/completion/_usmctl \
+		$(D)$(DATADIR)/zsh/site-functions/_usmctl
+	@for f in units/*.catalog; do [ -e "$$f" ] || continue; \
+		install -v -D -m 644 "$$f" "$(D)$(SYSTEMDDIR)/catalog/$${f##*/}"; done
+	@for f in units/*.service units/*.socket; do [ -e "$$f" ] || continue; \
+		install -v -D -m 644 "$$f" "$(D)$(SYSTEMDDIR)/system/$${f##*/}"; done
+
+uninstall:
+	rm -f $(D)$(SBINDIR)/usmd $(D)$(BINDIR)/usmctl $(D)$(LIBDIR)/libusm-tagger.so
+	rm -rf $(D)$(LIBDIR)/usmd $(D)$(INCLUDEDIR)/usm
+	rm -f $(patsubst docs/man/%,$(D)$(MANDIR)/man*/%,$(wildcard docs/man/*)) \
+		$(patsubst units/%,$(D)$(SYSTEMDDIR)/*/%,$(wildcard units/*.catalog units/*.service \
+		units/*.socket)) $(D)$(DATADIR)/bash-completion/completions/usmctl \
+		$(D)$(DATADIR)/zsh/site-functions/_usmctl
+	@echo "Left alone: $(D)$(SYSCONFDIR)/usmd"
+
+clean:
+	rm -rf build
+
+-include $(shell find build -name '*.d' 2>/dev/null)
