@@ -112,10 +112,7 @@ int usm_parse_size(const char *s, uint64_t plain_unit, uint64_t total_bytes, uin
 		r = usm_parse_permyriad(s, &permyriad);
 		if (r < 0)
 			return r;
-		/* Divided first where the product could overflow; both are exact
-		 * to less than a page for any total that matters. */
-		*ret = total_bytes <= UINT64_MAX / PERMYRIAD ? total_bytes * permyriad / PERMYRIAD
-							     : total_bytes / PERMYRIAD * permyriad;
+		*ret = (uint64_t)((unsigned __int128)total_bytes * permyriad / PERMYRIAD);
 		return 0;
 	}
 

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* links: usmd/lib/log.c */
+#include "capture.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <pty.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "lib/log.h"
+
+static struct capture capture;
+
+static int setup(void **state)
+{
+	(void)state;
+	unsetenv("JOURNAL_STREAM");
+	unsetenv("NO_COLOR");
+	usm_log_open("usmd");
+	usm_log_set_level(LOG_INFO);
+	return 0;
+}
+
+static void test_line(void **state)
+{
+	(void)state;
+	capture_begin(&capture);
+	usm_log_open("usmctl");
+	log_info("pool of %d frames", 65536);
+	log_error("second line");
+	assert_string_equal(capture_end(&capture),
+			    "usmctl: pool of 65536 frames\nusmctl: second line\n");
+}
+
+static void test_level(void **state)
+{
+	(void)state;
+	assert_int_equal(usm_log_level(), LOG_INFO);
+	capture_begin(&capture);
+	log_debug("dropped");
+	usm_log_full(LOG_DEBUG, 0, NULL, "dropped too");
+	usm_log_set_level(LOG_DEBUG);
+	log_debug("kept");
+	usm_log_set_level(LOG_ERR);
+	log_warning("dropped");
+	log_error("kept too");
+	assert_string_equal(capture_end(&capture), "usmd: kept\nusmd: kept too\n");
+}
+
+static void test_result(void **state)
+{
+	struct usm_log_fields f = { .event = "evict", .pid = 7 };
+
+	(void)state;
+	capture_begin(&capture);
+	errno = EIO;
+	assert_int_equal(log_error_errno(-ENOENT, "swap.1: %m"), -ENOENT);
+	assert_int_equal(errno, EIO);
+	assert_int_equal(log_error_errno(ENOSPC, "swap.2: %m"), -ENOSPC);
+	assert_int_equal(log_error("no error number"), 0);
+	assert_int_equal(log_event_errno(LOG_INFO, -EBUSY, &f, "process 7: %m"), -EBUSY);
+	assert_int_equal(log_event(LOG_INFO, &f, "process 7: 12 pages"), 0);
+	/* Also when the line is dropped. */
+	usm_log_set_level(LOG_ERR);
+	assert_int_equal(log_warning_errno(-ENOMEM, "dropped"), -ENOMEM);
+	assert_int_equal(usm_log_full(LOG_WARNING, ENOMEM, NULL, "dropped"), -ENOMEM);
+	assert_string_equal(capture_end(&capture),
+			    "usmd: swap.1: No such file or directory\n"
+			    "usmd: swap.2: No space left on device\n"
+			    "usmd: no error number\n"
+			    "usmd: process 7: Device or resource busy\n"
+			    "usmd: process 7: 12 pages\n");
+}
+
+static void test_one_line(void **state)
+{
+	(void)state;
+	capture_begin(&capture);
+	log_info("%s", "text of a plugin\n<0>forged\x1b[2Jline\x7f\ttab caf\xc3\xa9\n\n");
+	assert_string_equal(capture_end(&capture),
+			    "usmd: text of a plugin?<0>forged?[2Jline?\ttab caf\xc3\xa9\n");
+}
+
+static void test_bounded(void **state)
+{
+	static char text[10000];
+	const char *line;
+
+	(void)state;
+	memset(text, 'x', sizeof(text) - 1);
+	capture_begin(&capture);
+	log_info("%s", text);
+	line = capture_end(&capture);
+	assert_true(strlen(line) <= 2048);
+	assert_true(strlen(line) > 2000);
+	assert_string_equal(line + strlen(line) - 5, "x...\n");
+}
+
+static void test_no_colours_without_terminal(void **state)
+{
+	(void)state;
+	setenv("TERM", "xterm", 1);
+	capture_begin(&capture);
+	usm_log_open("usmd");
+	log_error("plain");
+	assert_string_equal(capture_end(&capture), "usmd: plain\n");
+}
+
+static void test_colours_on_terminal(void **state)
+{
+	int primary, secondary, saved;
+	char text[256];
+	ssize_t n;
+
+	(void)state;
+	setenv("TERM", "xterm", 1);
+	assert_int_equal(openpty(&primary, &secondary, NULL, NULL, NULL), 0);
+	saved = dup(STDERR_FILENO);
+	dup2(secondary, STDERR_FILENO);
+	usm_log_open("usmd");
+	log_error("red");
+	log_info("plain");
+	setenv("NO_COLOR", "1", 1);
+	usm_log_open("usmd");
+	log_error("plain too");
+	dup2(saved, STDERR_FILENO);
+	close(saved);
+
+	n = read(primary, text, sizeof(text) - 1);
+	assert_true(n > 0);
+	text[n] = '\0';
+	assert_string_equal(text, "\x1b[31musmd: red\x1b[0m\r\nusmd: plain\r\nusmd: plain too\r\n");
+	close(primary);
+	close(secondary);
+}
+
+/* A variable that was inherited, while stderr has gone elsewhere, is not the journal's;
+ * neither is one that is not a pair of numbers. */
+static void test_foreign_journal_stream(void **state)
+{
+	(void)state;
+	capture_begin(&capture);
+	setenv("JOURNAL_STREAM", "1:2", 1);
+	usm_log_open("usmd");
+	log_info("one");
+	setenv("JOURNAL_STREAM", "nonsense", 1);
+	usm_log_open("usmd");
+	log_info("two");
+	assert_string_equal(capture_end(&capture), "usmd: one\nusmd: two\n");
+}
+
+/* Where the journal can't be reached, or takes it, nothing is lost: either the entry is
+ * the journal's, or the line is on stderr. */
+static void test_journal_without_daemon(void **state)
+{
+	struct usm_log_fields f = { .event = "evict", .process = "redis-server", .pid = 7,
+				    .message_id = USM_MSG_EVICT, .policy = "fifo",
+				    .addr = 0x1000, .frame = 2, .slot = 3, .count = 4,
+				    .has_frame = 1, .has_slot = 1, .has_count = 1 };
+	bool journal = access("/run/systemd/journal/socket", F_OK) == 0;
+	char stream[64];
+	struct stat st;
+
+	(void)state;
+	capture_begin(&capture);
+	assert_int_equal(fstat(STDERR_FILENO, &st), 0);
+	snprintf(stream, sizeof(stream), "%llu:%llu", (unsigned long long)st.st_dev,
+		 (unsigned long long)st.st_ino);
+	setenv("JOURNAL_STREAM", stream, 1);
+	usm_log_open("usmd-unit-test");
+	assert_int_equal(log_event_errno(LOG_INFO, -EIO, &f, "test entry: %m"), -EIO);
+	assert_string_equal(capture_end(&capture),
+			    journal ? "" : "usmd-unit-test: test entry: Input/output error\n");
+}
+
+#define THREADS 4
+#define LINES   50
+
+static void *log_lines(void *letter)
+{
+	char text[65];
+
+	memset(text, *(const char *)letter, 64);
+	text[64] = '\0';
+	for (int i = 0; i < LINES; i++)
+		log_info("%s", text);
+	return NULL;
+}
+
+/* Into a pipe, as systemd and shells give one: no line is torn or lost. */
+static void test_threads(void **state)
+{
+	static char letters[THREADS + 1] = "abcd", text[THREADS * LINES * 71 + 1];
+	int counts[THREADS] = {}, fds[2], saved;
+	pthread_t threads[THREADS];
+	size_t length = 0;
+	ssize_t n;
+
+	(void)state;
+	assert_int_equal(pipe(fds), 0);
+	saved = dup(STDERR_FILENO);
+	dup2(fds[1], STDERR_FILENO);
+	close(fds[1]);
+	for (int i = 0; i < THREADS; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, log_lines, &letters[i]), 0);
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	dup2(saved, STDERR_FILENO);
+	close(saved);
+
+	while ((n = read(fds[0], text + length, sizeof(text) - 1 - length)) > 0)
+		length += (size_t)n;
+	close(fds[0]);
+	assert_int_equal(length, THREADS * LINES * 71);
+	for (char *line = text; *line; line += 71) {
+		int who = line[6] - 'a';
+
+		assert_in_range(who, 0, THREADS - 1);
+		assert_memory_equal(line, "usmd: ", 6);
+		for (int i = 0; i < 64; i++)
+			assert_int_equal(line[6 + i], letters[who]);
+		assert_int_equal(line[70], '\n');
+		counts[who]++;
+	}
+	for (int i = 0; i < THREADS; i++)
+		assert_int_equal(counts[i], LINES);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(test_line, setup),
+		cmocka_unit_test_setup(test_level, setup),
+		cmocka_unit_test_setup(test_result, setup),
+		cmocka_unit_test_setup(test_one_line, setup),
+		cmocka_unit_test_setup(test_bounded, setup),
+		cmocka_unit_test_setup(test_no_colours_without_terminal, setup),
+		cmocka_unit_test_setup(test_colours_on_terminal, setup),
+		cmocka_unit_test_setup(test_foreign_journal_stream, setup),
+		cmocka_unit_test_setup(test_journal_without_daemon, setup),
+		cmocka_unit_test_setup(test_threads, setup),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
