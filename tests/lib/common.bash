@@ -65,7 +65,7 @@ setup_tree() {
 	TAGGER=$T/bin/libusm-tagger.so
 	SWAP=$T/state/swap
 	LOG=$T/usmd.log
-	USMD_PID= SAMPLER_PID= KILLER_PID= BACKGROUND=()
+	USMD_PID="" SAMPLER_PID="" KILLER_PID="" BACKGROUND=()
 	export USMD_RUNTIME_DIR=$T/run
 }
 
@@ -85,7 +85,7 @@ teardown_tree() {
 	sampler_stop
 	stop_usmd || :
 	rm -rf "$T"
-	T=
+	T=""
 }
 
 # TERM, and KILL if it is not gone within ten seconds. Says whether KILL was needed.
@@ -150,7 +150,7 @@ usmd_ready() {
 stop_usmd() {
 	local pid=${USMD_PID:-}
 
-	USMD_PID=
+	USMD_PID=""
 	[ -z "$pid" ] || end_pid "$pid" || die "usmd did not end within ten seconds of SIGTERM"
 }
 
@@ -208,7 +208,7 @@ sampler_start() {
 
 sampler_stop() {
 	[ -z "${SAMPLER_PID:-}" ] || end_pid "$SAMPLER_PID" || :
-	SAMPLER_PID=
+	SAMPLER_PID=""
 }
 
 # The highest sum of anonymous resident memory, in KiB.
@@ -248,8 +248,9 @@ assert_managed() {
 		on && $1 == "VmFlags:" { t += size; if (/ u[mw]( |$)/) r += size }
 		END { print t + 0, r + 0 }' "/proc/$1/smaps")
 	read -r total registered <<< "$sums"
-	[ "$total" -gt 0 ] && [ $((registered * 10)) -ge $((total * 9)) ] ||
+	if [ "$total" -eq 0 ] || [ $((registered * 10)) -lt $((total * 9)) ]; then
 		die "process $1: only $registered of $total KiB registered"
+	fi
 }
 
 # A checksum of the front of the swap file, where slots are given out first.
@@ -305,7 +306,7 @@ kill_engine_loop() {
 
 kill_engine_stop() {
 	[ -z "${KILLER_PID:-}" ] || end_pid "$KILLER_PID" || :
-	KILLER_PID=
+	KILLER_PID=""
 }
 
 # assert_killed AT_LEAST: so often, and each time a new engine came.

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the small test programs share: a check that ends the program with the
+ * place and the values, pages filled with words that say where they belong, and
+ * the argument "size in MiB".
+ */
+#pragma once
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096ul
+
+#define CHECK(cond) \
+	do { \
+		if (!(cond)) { \
+			fprintf(stderr, "%s:%d: process %d: failed: %s (errno: %s)\n", __FILE__, \
+				__LINE__, (int)getpid(), #cond, strerror(errno)); \
+			_exit(1); \
+		} \
+	} while (0)
+
+/* A page that is wrong is shown with what stands in it: whose it is tells the fault. */
+#define CHECK_WORD(p, expected) \
+	do { \
+		uint64_t is_ = *(volatile uint64_t *)(p), should_ = (expected); \
+		if (is_ != should_) { \
+			fprintf(stderr, "%s:%d: process %d: %p holds %#lx, expected %#lx\n", \
+				__FILE__, __LINE__, (int)getpid(), (void *)(p), \
+				(unsigned long)is_, (unsigned long)should_); \
+			_exit(1); \
+		} \
+	} while (0)
+
+static inline size_t size_arg(int argc, char **argv)
+{
+	CHECK(argc == 2 && atoi(argv[1]) > 0);
+	return (size_t)atoi(argv[1]) << 20;
+}
+
+static inline char *map_anonymous(size_t size)
+{
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(p != MAP_FAILED);
+	return p;
+}
+
+/* The word of page i under a tag; never zero, and differs for each page and tag. */
+static inline uint64_t page_word(uint64_t tag, uint64_t i)
+{
+	return (tag << 40 ^ i) * 0x9e3779b97f4a7c15ull | 1;
+}
+
+/* The first and the last word: a page that was put together from two is seen. */
+static inline void fill(char *p, size_t size, uint64_t tag)
+{
+	for (size_t i = 0; i < size / PAGE; i++) {
+		*(volatile uint64_t *)(p + i * PAGE) = page_word(tag, i);
+		*(volatile uint64_t *)(p + i * PAGE + PAGE - 8) = page_word(tag, i);
+	}
+}
+
+static inline void check_filled(char *p, size_t size, uint64_t tag)
+{
+	for (size_t i = 0; i < size / PAGE; i++) {
+		CHECK_WORD(p + i * PAGE, page_word(tag, i));
+		CHECK_WORD(p + i * PAGE + PAGE - 8, page_word(tag, i));
+	}
+}
+
+static inline void wait_ok(pid_t pid)
+{
+	int status;
+
+	CHECK(waitpid(pid, &status, 0) == pid);
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}

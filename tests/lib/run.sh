@@ -1,0 +1,76 @@
+#!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# run.sh quick|all [FILE.bats...]: the tests of what is built. Writes TAP to build/results and
+# ends with a line "N passed, N failed". Fails if anything failed, or if a tier was skipped.
+set -uo pipefail
+
+cd "$(dirname "$0")/../.." || exit 1
+mode=$1
+shift
+results=build/results
+passed=0 failed=0 skipped=0
+declare -A ran=([unit]=0 [native]=0)
+
+if [ "$(id -u)" -ne 0 ]; then
+	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
+	exit 1
+fi
+
+# Whatever root writes here goes to the owner of the checkout.
+trap 'chown -R --reference=. build' EXIT
+mkdir -p "$results"
+
+# count FILE STATUS TIER: adds up a file of TAP; a program that broke off is a failure of its own.
+count() {
+	local p f s
+
+	s=$(grep -ciE '^ok .*# skip' "$1")
+	p=$(($(grep -cE '^[[:space:]]*ok ' "$1") - s))
+	f=$(grep -cE '^[[:space:]]*not ok ' "$1")
+	[ "$2" -eq 0 ] || [ "$f" -gt 0 ] || f=1
+	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	ran[$3]=$((ran[$3] + p + f))
+}
+
+for t in build/unit/test-*; do
+	[[ -x $t && $t != *.* ]] || continue
+	name=${t##*/}
+	echo "# unit: $name"
+	CMOCKA_MESSAGE_OUTPUT=TAP ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		timeout -k 5 300 "$t" </dev/null >"$results/$name.tap" 2>"$results/$name.log"
+	status=$?
+	count "$results/$name.tap" $status unit
+	if [ $status -ne 0 ]; then
+		grep -E '^not ok|^#' "$results/$name.tap"
+		tail -n 60 "$results/$name.log"
+		echo "not ok $name (status $status)"
+	fi
+done
+
+if [ $# -gt 0 ]; then
+	files=("$@")
+elif [ "$mode" = quick ]; then
+	files=(tests/native/{config,control}.bats)
+else
+	# The quick ones first.
+	files=(tests/native/{config,control,programs,workloads}.bats)
+	for f in tests/native/*.bats; do
+		[[ " ${files[*]} " == *" $f "* ]] || files+=("$f")
+	done
+fi
+for f in "${files[@]}"; do
+	name=$(basename "$f" .bats)
+	echo "# native: $name"
+	BATS_TEST_TIMEOUT=900 bats --tap --timing "$f" </dev/null 2>&1 | tee "$results/$name.tap"
+	count "$results/$name.tap" "${PIPESTATUS[0]}" native
+done
+
+[ $skipped -eq 0 ] || echo "$skipped skipped: $(grep -rhiE '^ok .*# skip' $results/*.tap | head -n 5)"
+for t in unit native; do
+	if [ "${ran[$t]}" -eq 0 ]; then
+		echo "not ok: the $t tests were skipped"
+		failed=$((failed + 1))
+	fi
+done
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

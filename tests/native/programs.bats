@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Small programs that do to their memory what programs do, and check every page.
+bats_require_minimum_version 1.5.0
+
+load ../lib/common
+
+setup() {
+	setup_tree
+	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals} "$T/bin/"
+}
+
+teardown() {
+	teardown_tree
+}
+
+# program USER EVICTION NAME ARGUMENT...: in a pool of 32 MiB.
+program() {
+	local user=$1 eviction=$2 path=$T/bin/$3
+
+	shift 3
+	requires_command jq
+	start_usmd 32 "default policyOne" "eviction $eviction" "allow $path $UNPRIVILEGED" \
+		"allow $(realpath "$(command -v true)") $UNPRIVILEGED"
+	sampler_start
+	run -0 managed "$user" 200 "$path" "$@"
+	[ "${lines[-1]}" = ok ]
+	assert_peak_within_pool
+	assert_swap_used
+	sampler_stop
+	stop_usmd
+}
+
+@test "fork: each process sees its own pages, as root" { program root auto fork-cow 64; }
+@test "fork: each process sees its own pages, unprivileged" { program $UNPRIVILEGED auto fork-cow 64; }
+@test "fork: each process sees its own pages, eviction lazyfree" { program root lazyfree fork-cow 64; }
+@test "threads start, end and are joined, as root" { program root auto threads 64; }
+@test "threads start, end and are joined, unprivileged" { program $UNPRIVILEGED auto threads 64; }
+@test "threads start, end and are joined, eviction lazyfree" { program root lazyfree threads 64; }
+@test "mappings move, shrink, grow and go, as root" { program root auto mappings 64; }
+@test "mappings move, shrink, grow and go, unprivileged" { program $UNPRIVILEGED auto mappings 64; }
+@test "mappings move, shrink, grow and go, eviction lazyfree" { program root lazyfree mappings 64; }
+@test "signals come in the middle of faults, as root" { program root auto signals 64; }
+@test "signals come in the middle of faults, unprivileged" { program $UNPRIVILEGED auto signals 64; }
+@test "direct reads and writes, as root" { program root auto direct-io 64 "$T/home/data"; }
+@test "direct reads and writes, unprivileged" { program $UNPRIVILEGED auto direct-io 64 "$T/home/data"; }
+@test "direct reads and writes, eviction lazyfree" { program root lazyfree direct-io 64 "$T/home/data"; }
+
+# 100 deaths of the engine in all, over programs that fork, remap and start threads.
+@test "programs carry on while the engine is killed 100 times" {
+	requires_command jq
+	start_usmd 32 "default policyOne"
+	kill_engine_start
+	while [ "$(cat "$T/kills")" -lt 100 ]; do
+		for p in fork-cow threads mappings signals; do
+			run -0 managed root 200 "$T/bin/$p" 64
+		done
+	done
+	kill_engine_stop
+	assert_killed 100
+}
+
+@test "a program ends as it would alone: exit status, signal, input and output" {
+	start_usmd 32 "default policyOne"
+	run -7 managed root 20 sh -c 'exit 7'
+	run -143 managed root 20 sh -c 'kill -TERM $$'
+	run -0 managed root 20 cat < /etc/hostname
+	[ "$output" = "$(cat /etc/hostname)" ]
+	run -127 managed root 20 /nonexistent/program
+}
