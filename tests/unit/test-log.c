@@ -5,9 +5,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <pty.h>
-#include <stdbool.h>
+#include <sched.h>
 #include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include "lib/log.h"
 
@@ -151,28 +154,88 @@ static void test_foreign_journal_stream(void **state)
 	assert_string_equal(capture_end(&capture), "usmd: one\nusmd: two\n");
 }
 
-/* Where the journal can't be reached, or takes it, nothing is lost: either the entry is
- * the journal's, or the line is on stderr. */
-static void test_journal_without_daemon(void **state)
+static void claim_stderr_is_journal(const char *name)
 {
-	struct usm_log_fields f = { .event = "evict", .process = "redis-server", .pid = 7,
-				    .message_id = USM_MSG_EVICT, .policy = "fifo",
-				    .addr = 0x1000, .frame = 2, .slot = 3, .count = 4,
-				    .has_frame = 1, .has_slot = 1, .has_count = 1 };
-	bool journal = access("/run/systemd/journal/socket", F_OK) == 0;
 	char stream[64];
 	struct stat st;
 
-	(void)state;
-	capture_begin(&capture);
 	assert_int_equal(fstat(STDERR_FILENO, &st), 0);
 	snprintf(stream, sizeof(stream), "%llu:%llu", (unsigned long long)st.st_dev,
 		 (unsigned long long)st.st_ino);
 	setenv("JOURNAL_STREAM", stream, 1);
-	usm_log_open("usmd-unit-test");
-	assert_int_equal(log_event_errno(LOG_INFO, -EIO, &f, "test entry: %m"), -EIO);
-	assert_string_equal(capture_end(&capture),
-			    journal ? "" : "usmd-unit-test: test entry: Input/output error\n");
+	usm_log_open(name);
+}
+
+/* A /run of the test's own, from here to its end. */
+static void hide_run(void)
+{
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("tmpfs", "/run", "tmpfs", 0, NULL) < 0) {
+		print_message("skipped: a mount namespace needs root: %s\n", strerror(errno));
+		skip();
+	}
+}
+
+static void test_journal_hidden(void **state)
+{
+	(void)state;
+	hide_run();
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	log_info("not lost");
+	assert_string_equal(capture_end(&capture), "usmd: not lost\n");
+}
+
+static void test_journal_fields(void **state)
+{
+	const struct sockaddr_un address = { .sun_family = AF_UNIX,
+					     .sun_path = "/run/systemd/journal/socket" };
+	struct usm_log_fields f = { .event = "evict", .process = "redis-server", .pid = 7,
+				    .message_id = USM_MSG_EVICT, .policy = "fifo",
+				    .addr = 0x1000, .frame = 0, .slot = 3, .count = 4,
+				    .has_frame = 1, .has_slot = 1, .has_count = 1 };
+	struct usm_log_fields few = { .event = "attach", .slot = 3 };
+	char text[4096];
+	ssize_t n;
+	int fd;
+
+	(void)state;
+	hide_run();
+	assert_int_equal(mkdir("/run/systemd", 0755), 0);
+	assert_int_equal(mkdir("/run/systemd/journal", 0755), 0);
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	assert_int_equal(log_event_errno(LOG_WARNING, -EIO, &f, "redis-server[7]: %m"), -EIO);
+	log_event(LOG_INFO, &few, "one\ntwo");
+	assert_string_equal(capture_end(&capture), "");
+
+	n = recv(fd, text, sizeof(text) - 1, 0);
+	assert_true(n > 0);
+	text[n] = '\0';
+	assert_string_equal(text, "MESSAGE=redis-server[7]: Input/output error\n"
+				  "PRIORITY=4\n"
+				  "SYSLOG_IDENTIFIER=usmd\n"
+				  "ERRNO=5\n"
+				  "MESSAGE_ID=5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b02\n"
+				  "USM_EVENT=evict\n"
+				  "USM_PROCESS=redis-server\n"
+				  "USM_PID=7\n"
+				  "USM_POLICY=fifo\n"
+				  "USM_ADDR=0x1000\n"
+				  "USM_FRAME=0x0\n"
+				  "USM_SLOT=3\n"
+				  "USM_COUNT=4\n");
+	n = recv(fd, text, sizeof(text) - 1, 0);
+	assert_true(n > 0);
+	text[n] = '\0';
+	assert_string_equal(text, "MESSAGE=one?two\n"
+				  "PRIORITY=6\n"
+				  "SYSLOG_IDENTIFIER=usmd\n"
+				  "USM_EVENT=attach\n");
+	close(fd);
 }
 
 #define THREADS 4
@@ -239,8 +302,10 @@ int main(void)
 		cmocka_unit_test_setup(test_no_colours_without_terminal, setup),
 		cmocka_unit_test_setup(test_colours_on_terminal, setup),
 		cmocka_unit_test_setup(test_foreign_journal_stream, setup),
-		cmocka_unit_test_setup(test_journal_without_daemon, setup),
 		cmocka_unit_test_setup(test_threads, setup),
+		/* These leave their /run behind. */
+		cmocka_unit_test_setup(test_journal_hidden, setup),
+		cmocka_unit_test_setup(test_journal_fields, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
