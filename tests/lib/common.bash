@@ -69,12 +69,14 @@ setup_tree() {
 	export USMD_RUNTIME_DIR=$T/run
 }
 
-# Ends whatever is left and removes $T; a failed test shows the end of usmd's log first.
+# Ends whatever is left and removes $T. A failed test (or a status other than 0, for the demo)
+# shows the end of usmd's log first.
 teardown_tree() {
-	local pid
+	local pid failed=${1:-0}
 
 	[ -n "${T:-}" ] || return 0
-	if [ -z "${BATS_TEST_COMPLETED:-}" ] && [ -s "$LOG" ]; then
+	[ -z "${BATS_TEST_NAME:-}" ] || [ -n "${BATS_TEST_COMPLETED:-}" ] || failed=1
+	if [ "$failed" -ne 0 ] && [ -s "$LOG" ]; then
 		echo "--- the end of usmd's log:"
 		tail -n 40 "$LOG"
 	fi
@@ -138,7 +140,7 @@ start_usmd() {
 	"$T/bin/usmd" --config "$T/usmd.conf" --runtime-dir "$T/run" --state-dir "$T/state" \
 		</dev/null >"$LOG" 2>&1 3>&- &
 	USMD_PID=$!
-	wait_for 60 usmd_ready || { tail -n 20 "$LOG"; return 1; }
+	wait_for 120 usmd_ready || { tail -n 20 "$LOG"; return 1; }
 }
 
 usmd_ready() {
@@ -271,15 +273,13 @@ assert_swap_used() {
 	[ "$read_bytes" -gt 0 ] || die "the engines read nothing from storage" || return 1
 	# Counters start anew with a new engine.
 	[ "$(status engineRestarts)" -gt 0 ] ||
-		{ [ "$(swap_counter Reads)" -gt 0 ] && [ "$(swap_counter Writes)" -gt 0 ]; } ||
+		{ [ "$(swap_counter reads)" -gt 0 ] && [ "$(swap_counter writes)" -gt 0 ]; } ||
 		die "usmctl list swap counts no reads or writes"
 }
 
-# swap_counter Reads|Writes: pages, over all devices.
+# swap_counter reads|writes: pages, over all devices.
 swap_counter() {
-	usmctl list swap --json |
-		jq "[.. | objects | select(has(\"path\")) | to_entries[] |
-			select(.key | test(\"$1\$\"; \"i\")) | .value] | add // 0"
+	usmctl list swap --json | jq "[.swaps[].$1] | add"
 }
 
 # --- the engine dies -------------------------------------------------------------------------

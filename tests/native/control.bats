@@ -44,7 +44,7 @@ hold_answered() {
 # A field of our process in the list of processes.
 process() {
 	usmctl list processes --json |
-		jq -r "[.. | objects | select(.pid? == $HOLD_PID)][0].$1"
+		jq -r ".processes[] | select(.pid == $HOLD_PID).$1"
 }
 
 rss_pages() {
@@ -118,13 +118,12 @@ assert_near() {
 	run -0 usmctl list used --process hold
 	[ "${#lines[@]}" -ge 50 ]
 	[ "$(usmctl list used --process hold --count 20 --json |
-		jq '[.. | objects | select(has("addr"))] | length')" -eq 20 ]
+		jq '.frames | length')" -eq 20 ]
 	first=$(usmctl list used --process hold --count 1 --json |
-		jq -r '[.. | objects | select(has("addr"))][0].addr')
+		jq -r '.frames[0].addr')
 	usmctl evict hold --pages 256
 	usmctl list used --process hold --all --json > "$T/used"
-	jq -e --arg a "$first" '[.. | objects | select(has("addr")) | .addr | tostring] | index($a) == null' \
-		"$T/used"
+	jq -se --argjson a "$first" '[.[].frames[].addr] | length > 0 and index($a) == null' "$T/used"
 	run -0 usmctl list free --count 5
 	run -0 usmctl list policies
 	[[ $output == *policyOne* ]]
@@ -141,7 +140,7 @@ assert_near() {
 	BACKGROUND+=($!)
 	run timeout 6 "$T/bin/usmctl" monitor --json
 	[ "$status" -eq 124 ] # it streams until it is ended
-	jq -se '[.[] | .. | objects | select(has("evictions")) | .evictions] |
+	jq -se '[.[].status.evictions] |
 		length >= 3 and (last - first >= 400)' <<< "$output"
 	check_hold
 }
