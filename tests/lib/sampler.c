@@ -12,7 +12,7 @@
  *
  *   rss MSEC NR_PROCESSES KIB        anonymous resident memory of all of them
  *   io MSEC READ_BYTES WRITE_BYTES   storage I/O of all engines of this keeper
- *   cover MSEC PID KIB REGISTERED    once a second: private writable anonymous
+ *   cover MSEC PID KIB REGISTERED    every third time: private writable anonymous
  *                                    memory, and how much userfaultfd has of it
  *
  * One process is measured by RssAnon.  Where there are several, they may be a
@@ -33,7 +33,7 @@
 
 #define PID_LIMIT    (4 << 20) /* the kernel's own upper bound */
 #define INTERVAL_MS  100
-#define COVER_EVERY  10 /* samples */
+#define COVER_EVERY  3 /* samples */
 #define MANAGED_MAX  512
 #define ENGINES_MAX  1024
 
