@@ -90,7 +90,7 @@ $(BUILD)/flags: FORCE
 $(BUILD)/obj/usmd/tagger/%.o: usmd/tagger/%.c $(BUILD)/flags
 	@$(AS_OWNER) mkdir -p $(@D)
 	@echo "  CC      $<"
-	$Q$(AS_OWNER) $(CC) $(TAGGER_FLAGS) $(if $(filter agent%,$*),-fno-builtin) $(DEPFLAGS) -c -o $@ $<
+	$Q$(AS_OWNER) $(CC) $(TAGGER_FLAGS) $(if $(filter agent% freestanding,$*),-fno-builtin) $(DEPFLAGS) -c -o $@ $<
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	@$(AS_OWNER) mkdir -p $(@D)
