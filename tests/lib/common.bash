@@ -309,11 +309,16 @@ kill_engine_stop() {
 	KILLER_PID=""
 }
 
+# How often the engine was killed until now.
+kills() {
+	cat "$T/kills" 2>/dev/null || echo 0
+}
+
 # assert_killed AT_LEAST: so often, and each time a new engine came.
 assert_killed() {
 	local kills restarts
 
-	kills=$(cat "$T/kills")
+	kills=$(kills)
 	restarts=$(status engineRestarts)
 	note "the engine was killed $kills times, usmd counts $restarts restarts"
 	[ "$kills" -ge "$1" ] || die "the engine was killed only $kills times" || return 1

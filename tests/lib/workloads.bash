@@ -3,7 +3,8 @@
 #
 # For each workload W: W_needs (the commands it runs), W_pool_mib (at most half of what it uses),
 # and the function work_W USER, which runs it and fails if a byte was wrong. It calls "managed USER
-# SECONDS COMMAND..." for what is to be managed.
+# SECONDS COMMAND..." for what is to be managed. KILLS_WANTED says how often the engine is to be
+# killed meanwhile, for those that can go on as long as that takes.
 # shellcheck shell=bash disable=SC2034
 
 stress_ng_needs="stress-ng"
@@ -22,7 +23,9 @@ stressapptest_pool_mib=128
 work_stressapptest() {
 	local log=$T/stressapptest.log
 
-	managed "$1" 180 stressapptest -s 15 -M 300 -m 1 -W >"$log" 2>&1 || { cat "$log"; return 1; }
+	# About four kills a second at the least.
+	managed "$1" 180 stressapptest -s $((15 + ${KILLS_WANTED:-0} / 4)) -M 300 -m 1 -W \
+		>"$log" 2>&1 || { cat "$log"; return 1; }
 	grep -q 'Status: PASS' "$log" || { cat "$log"; die "stressapptest did not pass"; }
 }
 
@@ -48,6 +51,10 @@ work_redis() {
 		redis_bgsave "$sock"
 	done
 	wait "$load" || die "redis-benchmark failed" || return 1
+	while [ "$(kills)" -lt "${KILLS_WANTED:-0}" ]; do
+		redis_cli "$sock" eval "for i = 1, 60000, 17 do redis.call('append', 'key:' .. i, 'x') end" 0
+		redis_bgsave "$sock"
+	done
 	redis_bgsave "$sock"
 	assert_managed "$(redis_server_pid "$sock")"
 	before=$(redis_cli "$sock" debug digest)

@@ -50,7 +50,7 @@ program() {
 	requires_command jq
 	start_usmd 32 "default policyOne"
 	kill_engine_start
-	while [ "$(cat "$T/kills")" -lt 100 ]; do
+	while [ "$(kills)" -lt 100 ]; do
 		for p in fork-cow threads mappings signals; do
 			run -0 managed root 200 "$T/bin/$p" 64
 		done
