@@ -60,17 +60,19 @@ static void *target(const struct config_reader *r, const struct directive *d)
 	return (char *)r->config + d->offset;
 }
 
-/* Room for one more element of size bytes at the end of the array *p of n. */
-static void *grow(void **p, unsigned n, size_t size)
-{
-	char *bigger;
-
-	bigger = reallocarray(*p, (size_t)n + 1, size);
-	if (!bigger)
-		return NULL;
-	*p = bigger;
-	return memset(bigger + n * size, 0, size);
-}
+/* One more element, zeroed, at the end of array, which has n; NULL: no memory, and the
+ * array is as it was. */
+#define GROW(array, n)                                                                 \
+	({                                                                             \
+		typeof(array) *array_ = &(array);                                      \
+		typeof(array) bigger_ = reallocarray(*array_, (n) + 1ul, sizeof(**array_)); \
+		if (bigger_) {                                                         \
+			*array_ = bigger_;                                             \
+			bigger_ += (n);                                                \
+			memset(bigger_, 0, sizeof(*bigger_));                          \
+		}                                                                      \
+		bigger_;                                                               \
+	})
 
 static int parse_number(struct config_reader *r, const struct directive *d, char **values,
 			unsigned n)
@@ -153,7 +155,7 @@ static int parse_memory(struct config_reader *r, const struct directive *d, char
 static int parse_watermark(struct config_reader *r, const struct directive *d, char **values,
 			   unsigned n)
 {
-	unsigned mark[2];
+	unsigned mark[2] = {};
 
 	for (unsigned i = 0; i < n; i++)
 		if (usm_parse_permyriad(values[i], &mark[i]) < 0 || mark[i] < d->min ||
@@ -204,7 +206,7 @@ struct usm_config_process *config_process(struct usm_config *c, const char *name
 
 	if (p)
 		return p;
-	p = grow((void **)&c->processes, c->nr_processes, sizeof(*p));
+	p = GROW(c->processes, c->nr_processes);
 	if (!p)
 		return NULL;
 	strcpy(p->name, name);
@@ -264,7 +266,8 @@ static int parse_priority(struct config_reader *r, const struct directive *d, ch
 	return 0;
 }
 
-static int parse_limit(struct config_reader *r, const struct directive *d, char **values, unsigned n)
+static int parse_limit(struct config_reader *r, const struct directive *d, char **values,
+		       unsigned n)
 {
 	struct usm_config_process *p;
 	uint64_t limit = 0;
@@ -322,7 +325,7 @@ static int parse_swap(struct config_reader *r, const struct directive *d, char *
 		path = strdup(values[0]);
 		if (!path)
 			return -ENOMEM;
-		s = grow((void **)&c->swaps, c->nr_swaps, sizeof(*s));
+		s = GROW(c->swaps, c->nr_swaps);
 		if (!s)
 			return -ENOMEM;
 		s->path = TAKE_PTR(path);
@@ -352,7 +355,7 @@ static int parse_policy_file(struct config_reader *r, const struct directive *d,
 	path = strdup(values[0]);
 	if (!path)
 		return -ENOMEM;
-	p = grow((void **)&c->policies, c->nr_policies, sizeof(*p));
+	p = GROW(c->policies, c->nr_policies);
 	if (!p)
 		return -ENOMEM;
 	p->path = TAKE_PTR(path);
@@ -386,7 +389,8 @@ static int find_id(const char *who, bool is_group, uid_t *ret)
 	return 0;
 }
 
-static int parse_allow(struct config_reader *r, const struct directive *d, char **values, unsigned n)
+static int parse_allow(struct config_reader *r, const struct directive *d, char **values,
+		       unsigned n)
 {
 	_cleanup_free_ char *path = NULL, *who = NULL;
 	struct usm_config *c = r->config;
@@ -404,7 +408,7 @@ static int parse_allow(struct config_reader *r, const struct directive *d, char 
 	who = strdup(values[1] + is_group);
 	if (!path || !who)
 		return -ENOMEM;
-	a = grow((void **)&c->allows, c->nr_allows, sizeof(*a));
+	a = GROW(c->allows, c->nr_allows);
 	if (!a)
 		return -ENOMEM;
 	a->path = TAKE_PTR(path);
@@ -478,7 +482,8 @@ static int unknown_directive(const struct config_reader *r, const char *name)
 	for (unsigned i = 0; i < ARRAY_SIZE(directives) && n < sizeof(known); i++)
 		n += (size_t)snprintf(known + n, sizeof(known) - n, "%s%s", i ? ", " : "",
 				      directives[i].name);
-	log_error("%s:%u: unknown directive '%s', expected one of %s", r->file, r->line, name, known);
+	log_error("%s:%u: unknown directive '%s', expected one of %s", r->file, r->line, name,
+		  known);
 	return -EINVAL;
 }
 
