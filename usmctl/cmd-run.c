@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * run: checks that the program can and will be managed, then becomes it.  Until
+ * execvp() nothing may change what the program inherits but the environment.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "format.h"
+#include "lib/cleanup.h"
+#include "lib/parse.h"
+#include "program.h"
+#include "usmctl.h"
+
+#ifndef USM_PREFIX
+#define USM_PREFIX "/usr"
+#endif
+#ifndef USM_LIBDIR
+#define USM_LIBDIR USM_PREFIX "/lib"
+#endif
+#define TAGGER "libusm-tagger.so"
+/* What LD_PRELOAD gets: the dynamic linker of each program puts its own ABI's
+ * folder in place of $LIB, so that those of other ABIs do not complain. */
+#ifndef USM_TAGGER_PATH
+#define USM_TAGGER_PATH USM_PREFIX "/$LIB/" TAGGER
+#endif
+/* Where that is for programs of usmctl's own ABI, to see whether it is installed. */
+#ifndef USM_TAGGER_FILE
+#define USM_TAGGER_FILE USM_LIBDIR "/" TAGGER
+#endif
+
+static char *say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* malloc'd; NULL without memory. */
+static char *say(const char *fmt, ...)
+{
+	char *text;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	return n < 0 ? NULL : text;
+}
+
+/* Beside usmctl itself, as in a build tree: malloc'd, or NULL. */
+static char *tagger_beside_us(void)
+{
+	char self[PATH_MAX], *slash, *path;
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	if (n < 0)
+		return NULL;
+	self[n] = '\0';
+	slash = strrchr(self, '/');
+	if (!slash)
+		return NULL;
+	*slash = '\0';
+	path = say("%s/" TAGGER, self);
+	if (path && access(path, R_OK) < 0) {
+		free(path);
+		path = NULL;
+	}
+	return path;
+}
+
+/* The preload library, malloc'd; NULL with the reason why there is none. */
+static char *tagger_find(char **ret_reason)
+{
+	const char *named = getenv("USMD_TAGGER");
+	char *path;
+
+	if (named && named[0]) {
+		path = strdup(named);
+	} else {
+		path = tagger_beside_us();
+		if (!path && access(USM_TAGGER_FILE, R_OK) == 0)
+			path = strdup(USM_TAGGER_PATH);
+	}
+	if (!path) {
+		*ret_reason = say("the preload library is not installed (%s); install it, or name "
+				  "it in USMD_TAGGER", USM_TAGGER_FILE);
+		return NULL;
+	}
+	if (named && named[0] && !strchr(path, '$') && access(path, R_OK) < 0)
+		*ret_reason = say("USMD_TAGGER names %s: %s", path, strerror(errno));
+	else if (strpbrk(path, " :"))
+		*ret_reason = say("LD_PRELOAD cannot hold a path with spaces or colons: %s", path);
+	else
+		return path;
+	free(path);
+	return NULL;
+}
+
+static bool preload_has(const char *list, const char *path)
+{
+	size_t len = strlen(path);
+
+	while (*list) {
+		size_t n = strcspn(list, " :");
+
+		if (n == len && memcmp(list, path, len) == 0)
+			return true;
+		list += n + (list[n] != '\0');
+	}
+	return false;
+}
+
+/* In front of what is there: the first library's hooks are the ones that are called. */
+static int preload_set(const char *tagger)
+{
+	const char *old = getenv("LD_PRELOAD") ?: "";
+	_cleanup_free_ char *list = NULL;
+
+	if (preload_has(old, tagger))
+		return 0;
+	list = say("%s%s%s", tagger, old[0] ? ":" : "", old);
+	if (!list || setenv("LD_PRELOAD", list, 1) < 0)
+		return -ENOMEM;
+	return 0;
+}
+
+/* The program must find the same usmd, wherever it changes its directory to. */
+static int runtime_dir_set(const struct usmctl *ctl)
+{
+	_cleanup_free_ char *dir = NULL;
+
+	if (ctl->runtime_dir_is_default)
+		return unsetenv("USMD_RUNTIME_DIR") < 0 ? -errno : 0;
+	dir = absolute_path(ctl->runtime_dir);
+	return setenv("USMD_RUNTIME_DIR", dir, 1) < 0 ? -errno : 0;
+}
+
+static bool is_policy(const char *name)
+{
+	return name[0] && strcmp(name, "none") != 0;
+}
+
+/*
+ * Is there a policy for one of the program's names?  1 yes, 0 no, or -errno with the
+ * problem.  The rule for a name hides the default.
+ */
+static int has_policy(struct usmctl *ctl, const struct program *program, char **ret_problem)
+{
+	bool by_default = false, ruled = false;
+	uint64_t offset = 0;
+
+	for (;;) {
+		_cleanup_free_ char *error = NULL;
+		struct json_object *params = params_new(), *rules;
+		struct reply reply;
+		size_t n;
+		int err;
+
+		params_number(params, "offset", offset);
+		err = usmctl_try(ctl, "ListAssignments", params, CLIENT_TIMEOUT_MSEC, &reply, &error,
+				 ret_problem);
+		if (err < 0 && error && strcmp(error, "NotPermitted") == 0) {
+			/* Rules are not everyone's to read; usmd looks them up at attach. */
+			free(TAKE_PTR(*ret_problem));
+			return 1;
+		}
+		if (err < 0)
+			return err;
+		by_default = is_policy(json_text(reply.parameters, "defaultPolicy"));
+		rules = json_object_object_get(reply.parameters, "assignments");
+		n = json_object_is_type(rules, json_type_array) ? json_object_array_length(rules) :
+								  0;
+		for (size_t i = 0; i < n; i++) {
+			struct json_object *rule = json_object_array_get_idx(rules, i);
+			const char *name = json_text(rule, "name");
+			const char *alloc = json_text(rule, "allocPolicy");
+			const char *swap = json_text(rule, "swapPolicy");
+
+			if (strcmp(name, program->called) != 0 && strcmp(name, program->file) != 0)
+				continue;
+			if (is_policy(alloc) || is_policy(swap)) {
+				reply_done(&reply);
+				return 1;
+			}
+			/* A rule may say a limit only. */
+			ruled |= alloc[0] || swap[0];
+		}
+		offset += n;
+		if (n == 0 || offset >= json_number(reply.parameters, "total")) {
+			reply_done(&reply);
+			return by_default && !ruled;
+		}
+		reply_done(&reply);
+	}
+}
+
+static int assign(struct usmctl *ctl, const char *name, uint64_t limit_bytes, char **ret_problem)
+{
+	struct json_object *params = params_new();
+	struct reply reply;
+	int err;
+
+	params_text(params, "name", name);
+	if (ctl->option[RUN_POLICY])
+		params_text(params, "policy", ctl->option[RUN_POLICY]);
+	if (ctl->option[RUN_LIMIT])
+		params_number(params, "limitBytes", limit_bytes);
+	params_flag(params, "runtime", true);
+	err = usmctl_try(ctl, "Assign", params, CLIENT_TIMEOUT_MSEC, &reply, NULL, ret_problem);
+	if (err >= 0)
+		reply_done(&reply);
+	return err;
+}
+
+/* Everything but the exec itself.  0, or -errno with the reason why not. */
+static int prepare(struct usmctl *ctl, const char *path, uint64_t limit_bytes, char **ret_reason)
+{
+	_cleanup_free_ char *tagger = NULL;
+	struct program program;
+	struct reply reply;
+	int r;
+
+	r = program_inspect(path, &program, ret_reason);
+	if (r < 0)
+		return r;
+	tagger = tagger_find(ret_reason);
+	if (!tagger)
+		return -ENOENT;
+	r = usmctl_try(ctl, "GetStatus", NULL, CLIENT_TIMEOUT_MSEC, &reply, NULL, ret_reason);
+	if (r < 0)
+		return r;
+	reply_done(&reply);
+
+	if (ctl->option[RUN_POLICY] && !is_policy(ctl->option[RUN_POLICY])) {
+		*ret_reason = say("the policy 'none' means unmanaged");
+		return -EINVAL;
+	}
+	if (!ctl->option[RUN_POLICY]) {
+		r = has_policy(ctl, &program, ret_reason);
+		if (r == 0) {
+			*ret_reason = say("no policy is assigned to '%s': 'usmctl assign %s POLICY' does "
+					  "that for good, 'usmctl run --policy POLICY -- ...' until the "
+					  "next boot; 'usmctl list policies' shows them", program.called,
+					  program.called);
+			return -ENOENT;
+		}
+		if (r < 0)
+			return r;
+	}
+	if (ctl->option[RUN_POLICY] || ctl->option[RUN_LIMIT]) {
+		r = assign(ctl, program.called, limit_bytes, ret_reason);
+		if (r < 0)
+			return r;
+	}
+
+	r = runtime_dir_set(ctl);
+	if (r >= 0)
+		r = preload_set(tagger);
+	if (r < 0)
+		*ret_reason = say("cannot set its environment: %s", strerror(-r));
+	return r;
+}
+
+static enum usmctl_status not_run(const char *command, int err)
+{
+	complain("cannot run '%s': %s", command, strerror(-err));
+	return err == -ENOENT || err == -ENOTDIR ? USMCTL_RUN_NOT_FOUND : USMCTL_RUN_NOT_EXECUTABLE;
+}
+
+enum usmctl_status cmd_run(struct usmctl *ctl)
+{
+	_cleanup_free_ char *reason = NULL;
+	const char *limit = ctl->option[RUN_LIMIT];
+	uint64_t limit_bytes = 0;
+	char path[PATH_MAX];
+	int err;
+
+	if (limit && (usm_parse_size(limit, 1, 0, &limit_bytes) < 0 || limit_bytes > INT64_MAX))
+		return usage_error(ctl, "--limit: expected a size such as 512M, or 0");
+	err = program_find(ctl->argv[0], path);
+	if (err < 0)
+		return not_run(ctl->argv[0], err);
+
+	err = prepare(ctl, path, limit_bytes, &reason);
+	if (err < 0 && !ctl->option[RUN_OR_UNMANAGED]) {
+		complain("'%s' is not run, it would not be managed: %s", ctl->argv[0],
+			 reason ?: "out of memory");
+		fputs("usmctl: 'usmctl run --or-unmanaged' runs it all the same\n", stderr);
+		return USMCTL_RUN_FAILED;
+	}
+	if (err < 0)
+		complain("'%s' runs unmanaged: %s", ctl->argv[0], reason ?: "out of memory");
+
+	/* The connection is closed by exec; output is empty so far. */
+	execvp(ctl->argv[0], ctl->argv);
+	return not_run(ctl->argv[0], -errno);
+}
