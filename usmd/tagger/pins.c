@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Pages that must never leave (ops->pins).
+ *
+ * - Where the kernel writes when a thread exits: it does not wait for a userfault there, and
+ *   pthread_join would hang.  Slots are never given back: the kernel writes after the thread's
+ *   last instruction, and glibc uses the same stacks again.
+ * - Ranges that a child does not inherit (MADV_WIPEONFORK, MADV_DONTFORK), while they are small:
+ *   the daemon gives a child what its parent had on swap, and sees neither advice.
+ */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <threads.h>
+
+#include "sys.h"
+#include "tagger.h"
+
+#define PIN_STEP_USEC 100
+/* A daemon that stays in one operation that long is stopped, and evicts nothing. */
+#define PIN_WAIT_USEC 1000000
+/* Beyond that such a range holds data rather than a generator's state. */
+#define UNINHERITED_PAGES 64
+#define NR_REMEMBERED 64
+
+static struct {
+	uint64_t addr;
+	size_t bytes;
+} remembered[NR_REMEMBERED];
+static _Atomic uint32_t nr_remembered;
+
+static bool has_pin(struct usm_ops *ops, uint64_t page)
+{
+	uint32_t nr = atomic_load(&ops->nr_pins);
+
+	for (uint32_t i = 0; i < nr && i < USM_OPS_PINS; i++)
+		if (atomic_load_explicit(&ops->pins[i], memory_order_relaxed) == page)
+			return true;
+	return false;
+}
+
+/* nr_pins only grows, to at least nr. */
+static void publish_pins(struct usm_ops *ops, uint32_t nr)
+{
+	uint32_t is = atomic_load(&ops->nr_pins);
+
+	while (is < nr && !atomic_compare_exchange_weak(&ops->nr_pins, &is, nr))
+		;
+}
+
+static void add_pin(struct usm_ops *ops, uint64_t page)
+{
+	uint32_t start = atomic_load(&ops->nr_pins);
+
+	if (has_pin(ops, page))
+		return;
+	for (uint32_t i = start; i < USM_OPS_PINS; i++) {
+		uint64_t is = 0;
+
+		if (atomic_compare_exchange_strong(&ops->pins[i], &is, page) || is == page) {
+			publish_pins(ops, i + 1);
+			return;
+		}
+	}
+}
+
+/* After the pins are in: no operation that read the table before runs any more. */
+static void wait_inflight(struct usm_ops *ops)
+{
+	uint32_t usec = 0;
+
+	atomic_thread_fence(memory_order_seq_cst);
+	while (atomic_load(&ops->inflight) != 0 && usec < PIN_WAIT_USEC) {
+		sys_sleep_usec(PIN_STEP_USEC);
+		usec += PIN_STEP_USEC;
+	}
+}
+
+static void touch(uint64_t addr)
+{
+	atomic_fetch_or((_Atomic uint8_t *)addr, 0);
+}
+
+static uint64_t page_of(uint64_t addr)
+{
+	return addr & ~(USM_PAGE_SIZE - 1);
+}
+
+uint64_t usm_thread_pointer(void)
+{
+	uint64_t self;
+
+	__asm__("mov %%fs:0, %0" : "=r"(self));
+	return self;
+}
+
+void usm_pin_thread(struct usm_agent *a)
+{
+	uint64_t self = usm_thread_pointer(), robust = 0;
+	size_t bytes = 0;
+
+	/* The tid word lies between these two in glibc's control block. */
+	if (sys3(SYS_get_robust_list, 0, &robust, &bytes) < 0 || robust == 0)
+		robust = self;
+	add_pin(a->ops, page_of(self));
+	add_pin(a->ops, page_of(robust));
+	wait_inflight(a->ops);
+	touch(self);
+	touch(robust);
+}
+
+void usm_pin_range(struct usm_agent *a, uint64_t addr, size_t bytes)
+{
+	for (uint64_t p = page_of(addr); p < addr + bytes; p += USM_PAGE_SIZE)
+		add_pin(a->ops, p);
+	wait_inflight(a->ops);
+	/* Whatever its protection; an empty page needs no help. */
+	sys_madvise(page_of(addr), addr + bytes - page_of(addr), MADV_POPULATE_READ);
+}
+
+void usm_pin_uninherited(uint64_t addr, size_t bytes)
+{
+	uint32_t i;
+
+	if (bytes == 0 || bytes > UNINHERITED_PAGES * USM_PAGE_SIZE)
+		return;
+	i = atomic_fetch_add(&nr_remembered, 1);
+	if (i < NR_REMEMBERED) {
+		remembered[i].addr = addr;
+		remembered[i].bytes = bytes;
+	} else {
+		atomic_fetch_sub(&nr_remembered, 1);
+	}
+	if (usm_tagger_ready())
+		usm_pin_range(usm_tagger->agent, addr, bytes);
+}
+
+void usm_pin_remembered(struct usm_agent *a)
+{
+	uint32_t nr = atomic_load(&nr_remembered);
+
+	for (uint32_t i = 0; i < nr && i < NR_REMEMBERED; i++)
+		usm_pin_range(a, remembered[i].addr, remembered[i].bytes);
+}
+
+struct thread_start {
+	void *(*fn)(void *);
+	int (*c11_fn)(void *);
+	void *arg;
+};
+
+/* On the new thread, before the program's function. */
+static struct thread_start begin_thread(void *p)
+{
+	struct thread_start start = *(struct thread_start *)p;
+
+	free(p);
+	if (usm_tagger_ready())
+		usm_pin_thread(usm_tagger->agent);
+	return start;
+}
+
+static void *thread_main(void *p)
+{
+	struct thread_start start = begin_thread(p);
+
+	return start.fn(start.arg);
+}
+
+static int c11_thread_main(void *p)
+{
+	struct thread_start start = begin_thread(p);
+
+	return start.c11_fn(start.arg);
+}
+
+/* NULL: not managed, or no memory; the thread then starts as it would without us. */
+static struct thread_start *new_thread_start(void)
+{
+	return usm_tagger_ready() ? malloc(sizeof(struct thread_start)) : NULL;
+}
+
+__attribute__((visibility("default"))) int
+pthread_create(pthread_t *restrict thread, const pthread_attr_t *restrict attr,
+	       void *(*fn)(void *), void *restrict arg)
+{
+	static int (*_Atomic real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+	struct thread_start *start;
+	int r;
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "pthread_create");
+	start = new_thread_start();
+	if (!start)
+		return real(thread, attr, fn, arg);
+	*start = (struct thread_start){ .fn = fn, .arg = arg };
+	r = real(thread, attr, thread_main, start);
+	if (r != 0)
+		free(start);
+	return r;
+}
+
+__attribute__((visibility("default"))) int thrd_create(thrd_t *thread, thrd_start_t fn, void *arg)
+{
+	static int (*_Atomic real)(thrd_t *, thrd_start_t, void *);
+	struct thread_start *start;
+	int r;
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "thrd_create");
+	start = new_thread_start();
+	if (!start)
+		return real(thread, fn, arg);
+	*start = (struct thread_start){ .c11_fn = fn, .arg = arg };
+	r = real(thread, c11_thread_main, start);
+	if (r != thrd_success)
+		free(start);
+	return r;
+}
