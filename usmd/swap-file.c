@@ -148,8 +148,8 @@ static int choose_access(struct usm_swap_device *d, int fd, bool created, char *
 		r = check_nocow(fd, created);
 		if (r < 0)
 			return refuse(ret_message, -EOPNOTSUPP,
-				      "%s is on %s and is not marked no-copy-on-write; remove it so "
-				      "that it is made anew, or choose another file system",
+				      "%s is on %s and is not marked no-copy-on-write; remove "
+				      "it so that it is made anew, or choose another file system",
 				      d->path, fs->name);
 		break;
 	case FS_MEMORY:

@@ -270,7 +270,7 @@ static int device_open(struct usm_swap *s, struct usm_swap_device *d, bool is_de
 int usm_swap_add_file(struct usm_swap *s, const char *path, uint64_t size_bytes, int priority,
 		      bool is_default, char **ret_message)
 {
-	struct usm_swap_device *d;
+	struct usm_swap_device *d = NULL;
 	uint64_t nr_slots;
 	int r;
 

@@ -52,7 +52,7 @@ static inline int fixture_open(struct fixture *f)
 	return usm_swap_new(&c, &f->swap);
 }
 
-/* The folder is on the disk that holds the working directory: tmpfs has no rings. */
+/* $USM_TEST_DIR or /var/tmp: should be on a disk, as tmpfs gets no rings. */
 static inline int fixture_setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
@@ -60,7 +60,8 @@ static inline int fixture_setup(void **state)
 	if (!f)
 		return -1;
 	memset(&usm_swap_test, 0, sizeof(usm_swap_test));
-	snprintf(f->dir, sizeof(f->dir), "%s/usm-swap-XXXXXX", getenv("USM_TEST_DIR") ?: "/var/tmp");
+	snprintf(f->dir, sizeof(f->dir), "%s/usm-swap-XXXXXX",
+		 getenv("USM_TEST_DIR") ?: "/var/tmp");
 	f->hash = calloc(FIXTURE_HASHES, sizeof(*f->hash));
 	if (!f->hash || !mkdtemp(f->dir) || fixture_open(f) < 0)
 		return -1;

@@ -587,7 +587,8 @@ static void test_quiesce_waits_for_the_dead(void **state)
 			for (unsigned i = 0; i < LATE_REQUESTS; i++)
 				io_uring_prep_write(io_uring_get_sqe(&ring),
 						    f->shared.device[0].fd, late + i * LATE_BYTES,
-						    LATE_BYTES, USM_SWAP_FILE_DATA + i * LATE_BYTES);
+						    LATE_BYTES,
+						    USM_SWAP_FILE_DATA + i * LATE_BYTES);
 			io_uring_submit(&ring);
 			kill(getpid(), SIGKILL);
 		}
