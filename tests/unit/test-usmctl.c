@@ -56,8 +56,10 @@ static int start_server(void **state)
 
 	(void)state;
 	usmctl = getenv("USMCTL") ?: "build/usmctl";
-	if (access(usmctl, X_OK) < 0)
+	if (access(usmctl, X_OK) < 0) {
+		print_message("All is skipped: there is no %s; 'make' builds it.\n", usmctl);
 		return 0;
+	}
 	snprintf(dir, sizeof(dir), "/tmp/usm-test-usmctl.XXXXXX");
 	if (!mkdtemp(dir))
 		return -1;
