@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 
@@ -61,6 +62,10 @@ static int problem(char **ret_problem, int err, const char *fmt, ...)
 static int connect_problem(int err, const char *path, const char *dir, bool is_default,
 			   char **ret_problem)
 {
+	if (err == -EAGAIN)
+		return problem(ret_problem, err,
+			       "usmd takes no connections at %s; 'journalctl -u usmd' may say why",
+			       path);
 	if (err != -ENOENT && err != -ECONNREFUSED)
 		return problem(ret_problem, err, "cannot connect to %s: %s", path, strerror(-err));
 	if (is_default)
@@ -75,6 +80,8 @@ static int connect_problem(int err, const char *path, const char *dir, bool is_d
 
 int client_open(const char *runtime_dir, bool is_default, struct client **ret, char **ret_problem)
 {
+	/* connect() waits for so long when usmd takes no connections. */
+	const struct timeval timeout = { .tv_sec = CLIENT_TIMEOUT_MSEC / 1000 };
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct client *c;
 	int n, err;
@@ -92,7 +99,9 @@ int client_open(const char *runtime_dir, bool is_default, struct client **ret, c
 	usm_varlink_reader_init(&c->reader, REPLY_MAX_BYTES);
 	usm_varlink_writer_init(&c->writer, USM_VARLINK_REQUEST_MAX);
 	c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+	if (c->fd < 0 ||
+	    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0 ||
+	    connect(c->fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
 		err = -errno;
 		client_free(c);
 		return connect_problem(err, address.sun_path, runtime_dir, is_default, ret_problem);

@@ -98,8 +98,8 @@ static int queue_message(struct control_call *call, const char *error, struct js
 	json_object_put(message);
 
 	if (err == -ENOBUFS) {
-		log_info("A control client of uid %u does not read its replies, dropping it.",
-			 client->uid);
+		log_debug("A control client of uid %u does not read its replies, dropping it.",
+			  client->uid);
 		client->dead = true;
 		return 0;
 	}
@@ -257,8 +257,9 @@ static void client_take_one(struct control_client *client)
 		json_object_put(message);
 	}
 	if (r < 0) {
-		log_info("Control: bad message from uid %u (%s), dropping the client.", client->uid,
-			 strerror(-r));
+		/* Not louder: whoever may connect could fill the journal. */
+		log_debug("Control: bad message from uid %u (%s), dropping the client.",
+			  client->uid, strerror(-r));
 		client->dead = true;
 	}
 }
@@ -414,7 +415,7 @@ static int on_connection(sd_event_source *source, int listen_fd, uint32_t revent
 	}
 	err = client_new(c, fd);
 	if (err < 0)
-		log_info("Refused a control client: %s.", strerror(-err));
+		log_debug("Refused a control client: %s.", strerror(-err));
 	return 0;
 }
 

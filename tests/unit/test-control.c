@@ -634,7 +634,7 @@ static void test_broken_clients(void **state)
 	assert_int_equal(send(fd, MANAGER("GetSta"), 20, 0), 20);
 	pump(f);
 	assert_int_equal(hear(f, fd), 0);
-	expect(f, fd, CALL("GetStatus") + 20, REPLY(STATUS));
+	expect(f, fd, &CALL("GetStatus")[20], REPLY(STATUS));
 	close(fd);
 
 	/* Nobody else noticed. */
