@@ -94,7 +94,7 @@ static void monitor_line(struct monitor *m, struct json_object *item)
 
 	if (m->lines == 0)
 		printf("%-8s%12s%12s%12s%12s%12s%12s\n", "TIME", "FAULTS/S", "EVICTED/S",
-		       "SWAPPED-IN/S", "FREE", "SWAP-USED", "PROCESSES");
+		       "SWAP-INS/S", "FREE", "SWAP-USED", "PROCESSES");
 	if (localtime_r(&seconds, &tm))
 		strftime(clock, sizeof(clock), "%H:%M:%S", &tm);
 	printf("%-8s", clock);
