@@ -14,7 +14,7 @@
 
 #include "control.h"
 #include "lib/fields.h"
-#include "lib/list.h"
+#include <usm/list.h>
 #include "lib/varlink.h"
 #include "manager.h"
 

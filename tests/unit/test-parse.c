@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "config.h"
-#include "lib/list.h"
+#include <usm/list.h>
 #include "lib/parse.h"
 
 #define UNTOUCHED 4711u

@@ -17,6 +17,7 @@ struct list_head {
 };
 
 #define LIST_HEAD_INIT(head) { &(head), &(head) }
+#define LIST_HEAD(name) struct list_head name = LIST_HEAD_INIT(name)
 
 static inline void INIT_LIST_HEAD(struct list_head *head)
 {

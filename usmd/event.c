@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "event.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "pool.h"
+#include "reclaim.h"
+#include "worker.h"
+
+/* How often to look at the agent's gate before coming back later; one look is some 40 ns,
+ * and an agent holds the gate for about 15 us. */
+#define GATE_LOOKS 600
+#define GATE_LOOKS_YIELD 64
+/* While a barrier waits, it looks for events that the agent may be waiting for. */
+#define BARRIER_WAIT_NSEC 1000000l
+
+static void gate_leave(struct process *p)
+{
+	if (!p->ops)
+		return;
+	atomic_store(&p->ops->gate, USM_GATE_IDLE);
+	if (atomic_load(&p->ops->gate_waiters))
+		syscall(SYS_futex, &p->ops->gate, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+static bool gate_enter(struct process *p)
+{
+	if (!p->ops)
+		return true;
+	for (unsigned i = 1; i < GATE_LOOKS; i++) {
+		uint32_t idle = USM_GATE_IDLE;
+
+		if (atomic_compare_exchange_weak(&p->ops->gate, &idle, USM_GATE_READER))
+			return true;
+		if (i % GATE_LOOKS_YIELD)
+			__builtin_ia32_pause();
+		else
+			sched_yield();
+	}
+	return false;
+}
+
+/* Nothing that was asked of the agent before this moment is carried out any more. */
+static void cancel_operation(struct process *p)
+{
+	if (p->ops)
+		atomic_store(&p->ops->cancel, atomic_load(&p->ops->req));
+}
+
+/* --- UNMAP and REMOVE -------------------------------------------------------------- */
+
+struct apply {
+	struct process *p;
+	bool remove; /* REMOVE: the mapping stays */
+	bool replay; /* references are not counted yet */
+	uint64_t delta; /* REMAP: to - from, in pages */
+	struct process *child;
+};
+
+static void drop_slot(struct apply *a, uint32_t slot)
+{
+	if (slot && !a->replay)
+		usm_swap_unref(a->p->core->swap, slot);
+}
+
+static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct apply *a = userdata;
+	struct process *p = a->p;
+	uint64_t v = atomic_load(e), new;
+
+	(void)vpn;
+	for (;;) {
+		switch (PAGE_STATE(v)) {
+		case PAGE_FILLING:
+			new = v | PAGE_GONE;
+			break;
+		case PAGE_EVICTING:
+			new = v | (a->remove ? PAGE_DISCARD : PAGE_GONE);
+			break;
+		case PAGE_RESIDENT:
+			new = a->remove ? PAGE_WITH_STAMP((v | PAGE_REMOVED) & ~PAGE_LAZY,
+							  atomic_load(&p->core->tick)) :
+					  0;
+			break;
+		default:
+			new = 0;
+			break;
+		}
+		if (atomic_compare_exchange_weak(e, &v, new))
+			break;
+	}
+	if (PAGE_STATE(v) == PAGE_SWAPPED) {
+		atomic_fetch_sub(&p->nr_swapped, 1);
+		drop_slot(a, PAGE_VALUE(v));
+	} else if (PAGE_STATE(v) == PAGE_RESIDENT && !new) {
+		atomic_fetch_sub(&p->nr_resident, 1);
+		if (!a->replay)
+			pool_release(p->core, PAGE_VALUE(v));
+	}
+	return 0;
+}
+
+static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
+{
+	struct process *p = a->p;
+
+	page_visit(p->core->arena, p->number, VPN(start), VPN(end + USM_PAGE_SIZE - 1), drop_page,
+		   a);
+	if (a->remove)
+		return;
+	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);
+	if (!a->replay && end - start >= LEAF_PAGES * USM_PAGE_SIZE)
+		page_trim(p->core->arena, p->number, VPN(start), VPN(end));
+}
+
+/* --- REMAP ------------------------------------------------------------------------- */
+
+static int move_page(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct apply *a = userdata;
+	struct process *p = a->p;
+	uint64_t to = vpn + a->delta, v = atomic_load(e), left = 0, moved = 0;
+	page_entry *t = process_page(p, to, true);
+
+	if (!t) {
+		process_kill(p, VADDR(vpn), "no memory to move its page table");
+		return -ENOMEM;
+	}
+	switch (PAGE_STATE(v)) {
+	case PAGE_FILLING:
+		/* The filler finds its claim gone; a slot moves on. */
+		left = PAGE_ENTRY(PAGE_FILLING, 0) | PAGE_GONE;
+		if (!(v & PAGE_GONE) && PAGE_VALUE(v))
+			moved = PAGE_ENTRY(PAGE_SWAPPED, PAGE_VALUE(v));
+		break;
+	case PAGE_RESIDENT:
+	case PAGE_SWAPPED:
+	case PAGE_LOST:
+		moved = v;
+		break;
+	default:
+		return 0;
+	}
+	if (moved && atomic_load(t) != moved) {
+		/* What the target range held before was unmapped; its event came first. */
+		if (atomic_load(t))
+			drop_page(&(struct apply){.p = p, .replay = a->replay}, to, t);
+		if (PAGE_STATE(moved) == PAGE_RESIDENT)
+			pool_moved(p->core, PAGE_VALUE(moved), p->number, to);
+		atomic_store(t, moved);
+		if (PAGE_STATE(v) == PAGE_FILLING)
+			atomic_fetch_add(&p->nr_swapped, 1);
+	}
+	atomic_store(e, left);
+	return 0;
+}
+
+static void apply_remap(struct apply *a, uint64_t from, uint64_t to, uint64_t len)
+{
+	struct process *p = a->p;
+
+	a->delta = VPN(to) - VPN(from);
+	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);
+	page_visit(p->core->arena, p->number, VPN(from), VPN(from + len), move_page, a);
+}
+
+/* --- FORK -------------------------------------------------------------------------- */
+
+/*
+ * A page that is present in the parent is present in the child too, shared by
+ * copy-on-write: NONE in the child's table; the janitor adopts what becomes the
+ * child's alone.  What is not present is in its slot.
+ */
+static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct apply *a = userdata;
+	uint64_t v = atomic_load(e);
+	uint32_t slot = 0;
+	page_entry *c;
+
+	switch (PAGE_STATE(v)) {
+	case PAGE_FILLING:
+		if (!(v & PAGE_GONE))
+			slot = PAGE_VALUE(v);
+		break;
+	case PAGE_SWAPPED:
+		slot = PAGE_VALUE(v);
+		break;
+	case PAGE_RESIDENT:
+		if (v & PAGE_LAZY)
+			slot = atomic_load(&pool_frame(a->p->core, PAGE_VALUE(v))->clean_slot);
+		break;
+	case PAGE_LOST:
+		c = process_page(a->child, vpn, true);
+		if (!c)
+			return -ENOMEM;
+		atomic_store(c, PAGE_ENTRY(PAGE_LOST, 0));
+		return 0;
+	default:
+		break;
+	}
+	if (!slot)
+		return 0;
+	c = process_page(a->child, vpn, true);
+	if (!c)
+		return -ENOMEM;
+	if (!a->replay)
+		usm_swap_ref(a->p->core->swap, slot);
+	atomic_store(c, PAGE_ENTRY(PAGE_SWAPPED, slot));
+	atomic_fetch_add(&a->child->nr_swapped, 1);
+	return 0;
+}
+
+/* A crash may have left a child half built: it is built again from nothing. */
+static struct process *child_of(struct core *c, int uffd)
+{
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct arena_process *s = &c->arena->process[i];
+
+		if (atomic_load(&s->state) == PROCESS_BUILDING && s->is_child && s->uffd == uffd) {
+			page_table_free(c->arena, i);
+			process_init(c, i);
+			return &c->process[i];
+		}
+	}
+	return process_new(c);
+}
+
+static void apply_fork(struct apply *a, int uffd)
+{
+	struct process *p = a->p, *child;
+	struct arena_process *s = p->shared, *cs;
+	int r = -EMFILE;
+
+	/* The child is already there if the engine died after publishing it. */
+	for (uint32_t i = 0; a->replay && i < ARENA_PROCESSES; i++)
+		if (atomic_load(&p->core->arena->process[i].state) == PROCESS_LIVE &&
+		    p->core->arena->process[i].uffd == uffd)
+			return;
+	child = child_of(p->core, uffd);
+	if (child) {
+		cs = child->shared;
+		cs->is_child = 1;
+		cs->uffd = uffd;
+		cs->marker = s->marker;
+		cs->pool = s->pool;
+		cs->uid = s->uid;
+		cs->limit_pages = s->limit_pages;
+		cs->priority = s->priority;
+		cs->forked_usec = now_nsec() / 1000;
+		memcpy(cs->name, s->name, sizeof(cs->name));
+		memcpy(cs->argv0, s->argv0, sizeof(cs->argv0));
+		memcpy(cs->policy, s->policy, sizeof(cs->policy));
+		atomic_store(&child->pool, atomic_load(&p->pool));
+		if (getrandom(&cs->nonce, sizeof(cs->nonce), 0) != sizeof(cs->nonce) || !cs->nonce)
+			cs->nonce = now_nsec() | 1;
+		a->child = child;
+		r = page_visit(p->core->arena, p->number, 0, VPN_MAX, copy_page, a);
+		if (r == 0 && !a->replay)
+			r = process_publish(child);
+		else if (r == 0)
+			atomic_store(&cs->state, PROCESS_LIVE);
+	}
+	if (r < 0) {
+		/* Nobody serves its userfaultfd, which stays open: it blocks, it never reads
+		 * wrong data. */
+		log_event_errno(LOG_CRIT, r,
+				&((struct usm_log_fields){.event = "fork",
+							  .message_id = USM_MSG_KILL,
+							  .process = s->name,
+							  .pid = s->pid}),
+				"%s (pid %d): cannot manage a forked child, it stops at its first "
+				"fault (end it by hand): %m",
+				s->name, s->pid);
+		atomic_fetch_add(&p->core->arena->h->nr_errors, 1);
+		return;
+	}
+	eventfd_write(p->core->janitor_fd, 1);
+}
+
+/* --- reading ----------------------------------------------------------------------- */
+
+static ssize_t read_messages(struct process *p, struct uffd_msg *m, unsigned n)
+{
+	static _Atomic bool no_nowait;
+	struct iovec iov = {.iov_base = m, .iov_len = n * sizeof(*m)};
+	ssize_t r;
+
+	/* The program can clear O_NONBLOCK on its own duplicate; RWF_NOWAIT does not care. */
+	if (!atomic_load_explicit(&no_nowait, memory_order_relaxed)) {
+		r = preadv2(p->shared->uffd, &iov, 1, -1, RWF_NOWAIT);
+		if (r >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
+			return r < 0 ? -errno : r / (ssize_t)sizeof(*m);
+		atomic_store(&no_nowait, true);
+	}
+	r = read(p->shared->uffd, m, n * sizeof(*m));
+	return r < 0 ? -errno : r / (ssize_t)sizeof(*m);
+}
+
+static bool is_barrier(const struct uffd_msg *m)
+{
+	return m->event == UFFD_EVENT_FORK || m->event == UFFD_EVENT_REMAP;
+}
+
+/*
+ * Waits until no page of p is on its way out.  An agent in the middle of MADV_FREE
+ * waits for its own event to be read, so what comes meanwhile is read on into the
+ * journal.  Returns the number of messages in it.
+ */
+static unsigned barrier_wait(struct process *p, unsigned n)
+{
+	const struct timespec timeout = {.tv_nsec = BARRIER_WAIT_NSEC};
+	uint32_t v;
+
+	atomic_store(&p->barrier, true);
+	while ((v = atomic_load(&p->nr_evicting)) != 0 && !atomic_load(&p->gone)) {
+		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
+		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
+			ssize_t k = read_messages(p, &p->shared->journal[n], ARENA_JOURNAL - n);
+
+			if (k > 0)
+				n += (unsigned)k;
+		}
+	}
+	atomic_store(&p->barrier, false);
+	return n;
+}
+
+static void apply_message(struct apply *a, const struct uffd_msg *m)
+{
+	switch (m->event) {
+	case UFFD_EVENT_FORK:
+		apply_fork(a, (int)m->arg.fork.ufd);
+		break;
+	case UFFD_EVENT_REMAP:
+		apply_remap(a, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+		break;
+	case UFFD_EVENT_REMOVE:
+	case UFFD_EVENT_UNMAP:
+		a->remove = m->event == UFFD_EVENT_REMOVE;
+		apply_unmap(a, m->arg.remove.start, m->arg.remove.end);
+		break;
+	default:
+		break;
+	}
+}
+
+/* Applies the journal's n messages in their order; n may grow at a barrier. */
+static void apply_journal(struct process *p, unsigned n, uint64_t time)
+{
+	struct apply a = {.p = p};
+
+	for (unsigned i = 0; i < n; i++) {
+		struct uffd_msg *m = &p->shared->journal[i];
+
+		if (m->event == UFFD_EVENT_PAGEFAULT) {
+			worker_fault(p, &(struct fault){
+						.process = p->number,
+						.generation = p->generation,
+						.vpn = VPN(m->arg.pagefault.address),
+						.flags = (uint32_t)m->arg.pagefault.flags,
+						.tid = m->arg.pagefault.feat.ptid,
+						.nsec = time,
+					});
+		} else {
+			if (is_barrier(m) && atomic_load(&p->nr_evicting))
+				n = barrier_wait(p, n);
+			apply_message(&a, m);
+		}
+		atomic_store_explicit(&p->shared->journal_applied, i + 1, memory_order_release);
+	}
+	for (unsigned i = 0; i < n; i++)
+		*(volatile uint8_t *)&p->shared->journal[i].event = 0;
+	atomic_store_explicit(&p->shared->journal_applied, 0, memory_order_release);
+}
+
+/* Reads once and applies. Returns the number of messages, 0: nothing more, -errno. */
+static int read_once(struct process *p)
+{
+	bool events = false;
+	ssize_t n;
+
+	if (!gate_enter(p)) {
+		worker_defer(p);
+		return 0;
+	}
+	n = read_messages(p, p->shared->journal, ARENA_JOURNAL);
+	for (ssize_t i = 0; i < n && !events; i++)
+		events = p->shared->journal[i].event != UFFD_EVENT_PAGEFAULT;
+	if (events)
+		cancel_operation(p);
+	gate_leave(p);
+	if (n <= 0) {
+		if (n == -EMFILE || n == -ENFILE || n == -ENOMEM) {
+			/* A FORK event that has no room for the child's descriptor: again. */
+			worker_defer(p);
+			return 0;
+		}
+		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
+	}
+	apply_journal(p, (unsigned)n, now_nsec());
+	return (int)n;
+}
+
+void event_read_latched(struct process *p)
+{
+	int r;
+
+	do {
+		do
+			r = read_once(p);
+		while (r == ARENA_JOURNAL);
+		if (r < 0) {
+			log_debug("%s (pid %d): reading its userfaultfd: %s", p->shared->name,
+				  p->shared->pid, strerror(-r));
+			process_gone(p);
+		}
+	} while (!process_unlatch_exclusive(p));
+}
+
+void event_readable(struct process *p)
+{
+	if (process_try_latch_exclusive(p))
+		event_read_latched(p);
+}
+
+void event_replay(struct process *p)
+{
+	struct apply a = {.p = p, .replay = true};
+	bool any = false;
+
+	for (unsigned i = 0; i < ARENA_JOURNAL; i++) {
+		struct uffd_msg *m = &p->shared->journal[i];
+
+		if (!m->event)
+			continue;
+		if (m->event != UFFD_EVENT_PAGEFAULT) {
+			any = true;
+			if (i >= atomic_load(&p->shared->journal_applied))
+				apply_message(&a, m);
+		}
+		*(volatile uint8_t *)&m->event = 0;
+	}
+	atomic_store(&p->shared->journal_applied, 0);
+	if (any)
+		cancel_operation(p);
+	gate_leave(p);
+}

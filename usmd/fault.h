@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Serving faults: from an entry's state to an installed page. */
+#pragma once
+
+#include <stdint.h>
+
+#include "worker.h"
+
+/* Serves one fault, with neighbours where that pays. Never fails: what cannot be served
+ * now is woken, and faults again. */
+void fault_serve(struct worker *w, struct process *p, const struct fault *f);
+
+/*
+ * Brings the page back (SWAPPED) or takes it in (NONE and present: adopt) for the
+ * janitor.  lend: over the pool's size if need be.  0, -ENOMEM (no frame), -EAGAIN
+ * (busy), -ENOENT, -ESRCH, -EIO.
+ */
+int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool lend);
+int fault_adopt(struct worker *w, struct process *p, uint64_t vpn);

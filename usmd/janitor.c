@@ -1,0 +1,591 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "event.h"
+#include "fault.h"
+#include "janitor.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "mechanism-userfault.h"
+#include "policy.h"
+#include "pool.h"
+#include "process.h"
+#include "reclaim.h"
+#include "worker.h"
+
+#define TICK_MSEC 100
+/* A forked child whose agent has not come by then has none: it is let go. */
+#define CHILD_GRACE_USEC 3000000ull
+/* How often, in ticks, all of a process's present pages are looked at. */
+#define AUDIT_TICKS	  20
+#define AUDIT_TICKS_CHILD 5
+/* Threads of one process whose control blocks are looked up each tick. */
+#define THREADS_MAX 1024
+#define PAGEMAP_PRESENT	  (1ull << 63)
+#define PAGEMAP_SWAPPED	  (1ull << 62)
+#define PAGEMAP_FILE	  (1ull << 61)
+#define PAGEMAP_EXCLUSIVE (1ull << 56)
+
+static struct {
+	pthread_t thread;
+	_Atomic bool stop;
+	bool started;
+	struct worker worker;
+} janitor;
+
+/* --- mappings ---------------------------------------------------------------------- */
+
+struct map {
+	uint64_t start, end;
+	bool private, anonymous, special;
+};
+
+static const char *parse_map(const char *s, struct map *ret)
+{
+	char perms[5] = "", *end;
+	unsigned long inode;
+	const char *name, *eol = strchr(s, '\n');
+
+	if (!eol)
+		return NULL;
+	ret->start = strtoull(s, &end, 16);
+	ret->end = strtoull(end + 1, &end, 16);
+	memcpy(perms, end + 1, 4);
+	end = strchr(end + 6, ' ');		/* offset */
+	end = end ? strchr(end + 1, ' ') : NULL; /* device */
+	if (!end)
+		return NULL;
+	inode = strtoul(end + 1, &end, 10);
+	for (name = end; name < eol && *name == ' '; name++)
+		;
+	ret->private = perms[3] == 'p';
+	ret->anonymous = inode == 0 && (name == eol || *name == '[');
+	ret->special = name < eol && *name == '[' && strncmp(name, "[heap]", 6) &&
+		       strncmp(name, "[stack]", 7) && strncmp(name, "[anon:", 6);
+	return eol + 1;
+}
+
+static int read_all(int fd, char **buf, size_t *size)
+{
+	size_t n = 0;
+
+	if (lseek(fd, 0, SEEK_SET) < 0)
+		return -errno;
+	for (;;) {
+		ssize_t r;
+
+		if (*size - n < 8192) {
+			size_t want = *size ? *size * 2 : 65536;
+			char *b = realloc(*buf, want);
+
+			if (!b)
+				return -ENOMEM;
+			*buf = b;
+			*size = want;
+		}
+		r = read(fd, *buf + n, *size - n - 1);
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r == 0)
+			break;
+		if (r > 0)
+			n += (size_t)r;
+	}
+	(*buf)[n] = '\0';
+	return 0;
+}
+
+static bool is_ours(const struct arena_process *s, const struct map *m)
+{
+	uint64_t len = USM_OPS_BATCH * USM_PAGE_SIZE;
+
+	return (s->staging && m->start < s->staging + len && m->end > s->staging) ||
+	       (s->trash && m->start < s->trash + len && m->end > s->trash);
+}
+
+static bool was_seen(const struct process *p, uint64_t start, uint64_t end)
+{
+	unsigned lo = 0, hi = p->scan.nr_ranges;
+
+	while (lo < hi) {
+		unsigned mid = (lo + hi) / 2;
+
+		if (p->scan.ranges[2 * mid] < start)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < p->scan.nr_ranges && p->scan.ranges[2 * lo] == start &&
+	       p->scan.ranges[2 * lo + 1] == end;
+}
+
+/* --- adoption ---------------------------------------------------------------------- */
+
+static int open_proc(const struct process *p, const char *file, int *fd)
+{
+	char path[64];
+
+	if (*fd >= 0)
+		return 0;
+	snprintf(path, sizeof(path), "/proc/%d/%s", p->shared->pid, file);
+	*fd = open(path, O_RDONLY | O_CLOEXEC);
+	return *fd < 0 ? -errno : 0;
+}
+
+/*
+ * Takes in what is present but NONE: pages from before the program was managed, or
+ * that became a forked child's own.  Pages shared by copy-on-write are accounted for
+ * by the process that had them first.
+ */
+static void adopt(struct core *c, struct process *p, uint64_t start, uint64_t end)
+{
+	uint64_t map[LEAF_PAGES];
+
+	if (open_proc(p, "pagemap", &p->scan.pagemap_fd) < 0)
+		return;
+	for (uint64_t vpn = VPN(start); vpn < VPN(end);) {
+		uint64_t n = MIN(VPN(end) - vpn, LEAF_PAGES - vpn % LEAF_PAGES);
+		ssize_t r = pread(p->scan.pagemap_fd, map, n * sizeof(map[0]),
+				  (off_t)(vpn * sizeof(map[0])));
+
+		if (r <= 0 || atomic_load(&p->gone) || atomic_load(&janitor.stop))
+			return;
+		for (uint64_t i = 0; i < (uint64_t)r / sizeof(map[0]); i++) {
+			page_entry *e;
+			bool none;
+
+			if (!(map[i] & PAGEMAP_PRESENT) || map[i] & PAGEMAP_FILE ||
+			    !(map[i] & PAGEMAP_EXCLUSIVE))
+				continue;
+			process_latch(p);
+			e = process_page(p, vpn + i, false);
+			none = !e || !atomic_load(e);
+			process_unlatch(p);
+			if (none && fault_adopt(&janitor.worker, p, vpn + i) == -ENOMEM) {
+				reclaim_kick(c);
+				return; /* the next audit goes on */
+			}
+		}
+		vpn += (uint64_t)r / sizeof(map[0]);
+	}
+}
+
+/* A page announced as removed: if it is absent now, its frame is free. */
+static int note_removed(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct {
+		uint64_t vpn[LEAF_PAGES];
+		unsigned n;
+		uint64_t tick;
+	} *list = userdata;
+	uint64_t v = atomic_load(e);
+
+	if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_REMOVED) ||
+	    (uint16_t)((uint16_t)list->tick - PAGE_STAMP(v)) < 2)
+		return 0;
+	list->vpn[list->n++] = vpn;
+	return list->n == LEAF_PAGES;
+}
+
+static bool is_absent(struct process *p, uint64_t vpn)
+{
+	uint64_t entry;
+
+	return pread(p->scan.pagemap_fd, &entry, sizeof(entry), (off_t)(vpn * sizeof(entry))) ==
+		       sizeof(entry) &&
+	       !(entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
+}
+
+static void free_removed(struct core *c, struct process *p)
+{
+	struct {
+		uint64_t vpn[LEAF_PAGES];
+		unsigned n;
+		uint64_t tick;
+	} list = {.tick = atomic_load(&c->tick)};
+
+	if (open_proc(p, "pagemap", &p->scan.pagemap_fd) < 0)
+		return;
+	process_latch(p);
+	page_visit(c->arena, p->number, 0, VPN_MAX, note_removed, &list);
+	process_unlatch(p);
+	for (unsigned i = 0; i < list.n; i++) {
+		page_entry *e;
+		uint64_t v;
+		bool absent;
+
+		process_latch(p);
+		e = process_page(p, list.vpn[i], false);
+		v = e ? atomic_load(e) : 0;
+		if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_REMOVED) || v & PAGE_LAZY ||
+		    !atomic_compare_exchange_strong(e, &v, PAGE_ENTRY(PAGE_FILLING, 0))) {
+			process_unlatch(p);
+			continue;
+		}
+		process_unlatch(p);
+		/* Claimed: nobody installs it while we look. */
+		absent = is_absent(p, list.vpn[i]);
+		process_latch(p);
+		if (absent || atomic_load(e) & PAGE_GONE) {
+			atomic_store(e, 0);
+			atomic_fetch_sub(&p->nr_resident, 1);
+			pool_release(c, PAGE_VALUE(v));
+		} else {
+			/* madvise(FREE): still there, and now it is a page like any other. */
+			atomic_store(e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
+		}
+		userfault_wake(p->shared->uffd, list.vpn[i], 1);
+		process_unlatch(p);
+	}
+	if (list.n)
+		pool_flush(atomic_load(&p->pool));
+}
+
+int janitor_scan(struct core *c, struct process *p)
+{
+	_cleanup_free_ char *buf = NULL;
+	size_t size = 0;
+	bool all = atomic_exchange(&p->maps_changed, false), audit;
+	uint64_t *ranges = NULL, tick = atomic_load(&c->tick);
+	unsigned n = 0, cap = 0;
+	struct map m;
+	int r;
+
+	r = open_proc(p, "maps", &p->scan.maps_fd);
+	if (r >= 0)
+		r = read_all(p->scan.maps_fd, &buf, &size);
+	if (r < 0)
+		return r;
+	audit = tick >= p->scan.next_audit_tick;
+	if (audit)
+		p->scan.next_audit_tick =
+			tick + (p->shared->is_child ? AUDIT_TICKS_CHILD : AUDIT_TICKS);
+	for (const char *s = buf; (s = parse_map(s, &m));) {
+		bool seen;
+
+		if (!m.private || !m.anonymous || m.special || is_ours(p->shared, &m) ||
+		    m.end > VADDR(VPN_MAX))
+			continue;
+		seen = was_seen(p, m.start, m.end);
+		if (!seen || all) {
+			r = userfault_register(c, p->shared->uffd, m.start, m.end);
+			if (r == -ENOMEM || r == -ESRCH)
+				break; /* unmapped meanwhile, or the program has ended */
+			if (r < 0)
+				continue; /* another userfaultfd's, or of a kind that cannot be */
+		}
+		if (n == cap) {
+			uint64_t *x;
+
+			cap = cap ? 2 * cap : 64;
+			x = realloc(ranges, 2 * cap * sizeof(*x));
+			if (!x)
+				break;
+			ranges = x;
+		}
+		ranges[2 * n] = m.start;
+		ranges[2 * n++ + 1] = m.end;
+	}
+	free(p->scan.ranges);
+	p->scan.ranges = ranges;
+	p->scan.nr_ranges = n;
+	for (unsigned i = 0; audit && i < n; i++)
+		adopt(c, p, ranges[2 * i], ranges[2 * i + 1]);
+	if (audit)
+		free_removed(c, p);
+	return 0;
+}
+
+/* --- threads ----------------------------------------------------------------------- */
+
+static void pin(struct usm_agent_ops *ops, uint64_t addr)
+{
+	unsigned n = MIN(atomic_load(&ops->nr_pins), USM_OPS_PINS);
+	uint64_t page = addr & ~(USM_PAGE_SIZE - 1), empty = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		if ((atomic_load(&ops->pins[i]) & ~(USM_PAGE_SIZE - 1)) == page)
+			return;
+	for (unsigned i = 0; i < USM_OPS_PINS; i++) {
+		empty = 0;
+		if (!atomic_compare_exchange_strong(&ops->pins[i], &empty, addr))
+			continue;
+		n = atomic_load(&ops->nr_pins);
+		while (n < i + 1 && !atomic_compare_exchange_weak(&ops->nr_pins, &n, i + 1))
+			;
+		return;
+	}
+}
+
+/* Threads that were not made by the tagger's pthread_create: their robust list's head
+ * lies in their control block. */
+static void pin_threads(struct process *p)
+{
+	_cleanup_closedir_ DIR *d = NULL;
+	char path[64];
+	struct dirent *de;
+	unsigned n = 0;
+
+	if (!p->ops)
+		return;
+	snprintf(path, sizeof(path), "/proc/%d/task", p->shared->pid);
+	d = opendir(path);
+	if (!d)
+		return;
+	while ((de = readdir(d)) && n++ < THREADS_MAX) {
+		int tid = atoi(de->d_name);
+		void *head = NULL;
+		size_t len;
+
+		if (tid > 0 && syscall(SYS_get_robust_list, tid, &head, &len) == 0 && head)
+			pin(p->ops, (uint64_t)(uintptr_t)head);
+	}
+}
+
+/* --- endings ----------------------------------------------------------------------- */
+
+static int drop_all(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct process *p = userdata;
+	uint64_t v = atomic_exchange(e, 0);
+
+	(void)vpn;
+	switch (PAGE_STATE(v)) {
+	case PAGE_RESIDENT:
+	case PAGE_EVICTING:
+		pool_release(p->core, PAGE_VALUE(v));
+		break;
+	case PAGE_SWAPPED:
+	case PAGE_FILLING:
+		if (PAGE_VALUE(v))
+			usm_swap_unref(p->core->swap, PAGE_VALUE(v));
+		break;
+	default:
+		break;
+	}
+	return 0;
+}
+
+static void close_fd(int *fd)
+{
+	int n = *fd;
+
+	*fd = -1;
+	if (n >= 0)
+		close(n);
+}
+
+static void tear_down(struct core *c, struct process *p)
+{
+	struct arena_process *s = p->shared;
+	struct pool *pool = atomic_load(&p->pool);
+	struct usm_agent_ops *ops = p->ops;
+
+	log_event(LOG_INFO,
+		  &((struct usm_log_fields){.event = "detach",
+					    .message_id = USM_MSG_DETACH,
+					    .process = s->name,
+					    .pid = s->pid,
+					    .policy = s->policy}),
+		  "%s (pid %d) is no longer managed: %llu faults, %llu pages evicted, %llu swapped in",
+		  s->name, s->pid, (unsigned long long)s->nr_faults,
+		  (unsigned long long)s->nr_evictions, (unsigned long long)s->nr_swap_ins);
+	atomic_store(&p->gone, true);
+	atomic_store(&s->state, PROCESS_DYING);
+	if (s->uffd >= 0)
+		epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, s->uffd, NULL);
+	reclaim_forget(p);
+	while (atomic_load(&p->users))
+		usleep(100);
+	while (!process_try_latch_exclusive(p))
+		usleep(100);
+	page_visit(c->arena, p->number, 0, VPN_MAX, drop_all, p);
+	page_table_free(c->arena, p->number);
+	p->ops = NULL;
+	if (ops)
+		munmap(ops, USM_OPS_BYTES);
+	free(p->scan.ranges);
+	p->scan.ranges = NULL;
+	close_fd(&p->scan.maps_fd);
+	close_fd(&p->scan.pagemap_fd);
+	close_fd(&s->uffd);
+	close_fd(&s->sock);
+	close_fd(&s->opsfd);
+	close_fd(&s->pidfd);
+	if (pool)
+		pool_flush(pool);
+	atomic_store(&s->state, PROCESS_FREE);
+	eventfd_write(c->main_fd, 1);
+}
+
+static int first_swapped(void *userdata, uint64_t vpn, page_entry *e)
+{
+	uint64_t *ret = userdata;
+	uint64_t v = atomic_load(e);
+
+	if (PAGE_STATE(v) != PAGE_SWAPPED)
+		return 0;
+	*ret = vpn;
+	return 1;
+}
+
+/* Everything back into the program. True: nothing of it is swapped any more. */
+static bool bring_all_back(struct core *c, struct process *p)
+{
+	uint64_t vpn = 0;
+
+	for (;;) {
+		uint64_t found = 0;
+		int r;
+
+		if (atomic_load(&p->gone) || atomic_load(&p->killed))
+			return false;
+		process_latch(p);
+		r = page_visit(c->arena, p->number, vpn, VPN_MAX, first_swapped, &found);
+		process_unlatch(p);
+		if (!r) {
+			if (vpn == 0 && !atomic_load(&p->nr_evicting))
+				return true;
+			if (vpn == 0)
+				usleep(1000);
+			vpn = 0; /* once more from the start: something may have left behind us */
+			continue;
+		}
+		r = fault_bring_back(&janitor.worker, p, found, true);
+		if (r == -ESRCH || r == -EIO || r == -EBADMSG)
+			return false;
+		if (r == -ENOMEM)
+			return false;
+		vpn = found + (r == -ENOENT ? 1 : 0);
+		if (r == -ENOENT || r == -EAGAIN)
+			usleep(100);
+	}
+}
+
+/* The address space is still there? (exec and exit end it without any event) */
+static bool is_alive(struct process *p)
+{
+	struct pollfd pfd = {.fd = p->shared->pidfd, .events = POLLIN};
+
+	if (pfd.fd >= 0 && poll(&pfd, 1, 0) > 0)
+		return false;
+	return userfault_protect(p->shared->uffd, VPN(0x10000), 1, false) != -ESRCH;
+}
+
+static void send_release(struct process *p)
+{
+	struct usm_attach_msg m = {
+		.magic = USM_ATTACH_MAGIC,
+		.version = USM_ATTACH_VERSION,
+		.type = USM_ATTACH_RELEASE,
+	};
+
+	for (unsigned i = 0; i < p->scan.nr_ranges; i++)
+		userfault_unregister(p->shared->uffd, p->scan.ranges[2 * i],
+				     p->scan.ranges[2 * i + 1]);
+	if (p->shared->sock >= 0)
+		send(p->shared->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void release(struct core *c, struct process *p)
+{
+	atomic_store(&p->no_evict, true);
+	if (!bring_all_back(c, p))
+		return;
+	if (p->shared->attached)
+		janitor_scan(c, p);
+	send_release(p);
+	tear_down(c, p);
+}
+
+static void look_after(struct core *c, struct process *p)
+{
+	struct arena_process *s = p->shared;
+
+	if (!is_alive(p)) {
+		tear_down(c, p);
+		return;
+	}
+	if (atomic_load(&p->gone) && !atomic_load(&p->killed)) {
+		/* Its agent is gone or its userfaultfd fails, but it lives: without the agent no
+		 * page can leave.  What was under way when the agent ended cannot be told. */
+		if (atomic_load(&s->op_state) != OP_IDLE)
+			process_kill(p, 0, "its agent ended in the middle of an eviction");
+		atomic_store(&p->no_evict, true);
+		atomic_store(&p->unevictable_reason, "its agent is gone");
+		atomic_store(&p->gone, false);
+	}
+	if (atomic_load(&p->killed))
+		return;
+	if (atomic_load(&p->release) ||
+	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {
+		release(c, p);
+		return;
+	}
+	if (s->attached && s->pid > 0) {
+		pin_threads(p);
+		janitor_scan(c, p);
+	}
+}
+
+static void *janitor_main(void *arg)
+{
+	struct core *c = arg;
+	bool any = true;
+
+	pthread_setname_np(pthread_self(), "usmd-janitor");
+	janitor.worker.record->tid = (uint32_t)syscall(SYS_gettid);
+	policy_thread(janitor.worker.record);
+	while (!atomic_load(&janitor.stop)) {
+		struct pollfd pfd = {.fd = c->janitor_fd, .events = POLLIN};
+		eventfd_t v;
+
+		if (poll(&pfd, 1, any ? TICK_MSEC : -1) > 0)
+			eventfd_read(c->janitor_fd, &v);
+		atomic_fetch_add(&c->tick, 1);
+		any = false;
+		for (uint32_t i = 0; i < ARENA_PROCESSES && !atomic_load(&janitor.stop); i++) {
+			struct process *p = &c->process[i];
+
+			if (atomic_load(&p->shared->state) != PROCESS_LIVE)
+				continue;
+			any = true;
+			look_after(c, p);
+		}
+	}
+	return NULL;
+}
+
+int janitor_start(struct core *c)
+{
+	int r = worker_init(c, ARENA_WORKERS - 2, &janitor.worker);
+
+	if (r < 0)
+		return r;
+	r = pthread_create(&janitor.thread, NULL, janitor_main, c);
+	janitor.started = r == 0;
+	return -r;
+}
+
+void janitor_stop(struct core *c)
+{
+	atomic_store(&janitor.stop, true);
+	if (!janitor.started)
+		return;
+	eventfd_write(c->janitor_fd, 1);
+	pthread_join(janitor.thread, NULL);
+	worker_done(&janitor.worker);
+}

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "core.h"
+#include "keeper.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+
+/* The engine's loop turns at least once a second; after this it hangs. */
+#define HANG_NSEC 10000000000ull
+/* One decision of a policy takes microseconds; after this it hangs. */
+#define POLICY_HANG_NSEC 5000000000ull
+#define CHECK_SEC 1
+/* An engine that lived shorter than this counts as failing to start; the pause grows. */
+#define SHORT_LIFE_NSEC 2000000000ull
+#define PAUSE_MIN_MSEC	10u
+#define PAUSE_MAX_MSEC	5000u
+
+static int listen_at(const char *dir, const char *name, int type, int *ret)
+{
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	_cleanup_close_ int fd = -1;
+
+	if (snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/%s", dir, name) >= (int)sizeof(sa.sun_path))
+		return log_error_errno(-ENAMETOOLONG, "%s: too long for a socket's path, %m", dir);
+	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return log_error_errno(-errno, "socket: %m");
+	if (unlink(sa.sun_path) < 0 && errno != ENOENT)
+		return log_error_errno(-errno, "Cannot remove the old %s: %m", sa.sun_path);
+	if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || chmod(sa.sun_path, 0666) < 0 ||
+	    listen(fd, 128) < 0)
+		return log_error_errno(-errno, "Cannot listen on %s: %m", sa.sun_path);
+	*ret = TAKE_FD(fd);
+	return 0;
+}
+
+static int take_sockets(struct arena *a, const struct keeper_options *o)
+{
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(1, &names), r;
+
+	for (int i = 0; i < n; i++) {
+		if (sd_is_socket(SD_LISTEN_FDS_START + i, AF_UNIX, SOCK_SEQPACKET, 1) > 0)
+			a->h->attach_fd = SD_LISTEN_FDS_START + i;
+		else if (sd_is_socket(SD_LISTEN_FDS_START + i, AF_UNIX, SOCK_STREAM, 1) > 0)
+			a->h->control_fd = SD_LISTEN_FDS_START + i;
+		free(names[i]);
+	}
+	free(names);
+	if (a->h->attach_fd < 0) {
+		r = listen_at(o->runtime_dir, USM_ATTACH_SOCKET, SOCK_SEQPACKET, &a->h->attach_fd);
+		if (r < 0)
+			return r;
+	}
+	if (a->h->control_fd < 0)
+		return listen_at(o->runtime_dir, "io.usmd.Manager", SOCK_STREAM, &a->h->control_fd);
+	return 0;
+}
+
+int keeper_open(struct arena *a, const struct keeper_options *o)
+{
+	char path[4096];
+
+	if (mkdir(o->runtime_dir, 0755) < 0 && errno != EEXIST)
+		return log_error_errno(-errno, "Cannot make the runtime directory %s: %m",
+				       o->runtime_dir);
+	snprintf(path, sizeof(path), "%s/lock", o->runtime_dir);
+	a->h->runtime_lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (a->h->runtime_lock_fd < 0)
+		return log_error_errno(-errno, "Cannot open %s: %m", path);
+	if (flock(a->h->runtime_lock_fd, LOCK_EX | LOCK_NB) < 0)
+		return log_error_errno(-errno,
+				       "Another usmd runs in %s. End it, or give this one a folder "
+				       "of its own: usmd --runtime-dir DIR --state-dir DIR",
+				       o->runtime_dir);
+	a->h->dev_fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (a->h->dev_fd < 0)
+		return log_error_errno(-errno,
+				       "Cannot open /dev/userfaultfd: %m. usmd needs Linux 6.1 or "
+				       "later with CONFIG_USERFAULTFD, and to run as root");
+	return take_sockets(a, o);
+}
+
+static void note_descriptors(struct keeper_options *o)
+{
+	_cleanup_closedir_ DIR *d = opendir("/proc/self/fd");
+	struct dirent *de;
+
+	while (d && (de = readdir(d))) {
+		int fd = atoi(de->d_name);
+
+		if (fd >= 0 && fd < KEEPER_FDS && fd != dirfd(d))
+			o->keep[fd] = 1;
+	}
+}
+
+/* Not fork(): the descriptor table is shared, so that whatever the engine opens is still
+ * open when it has been killed. */
+static pid_t clone_engine(void)
+{
+	return (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, NULL);
+}
+
+/* The pool whose policy hangs, + 1, or 0. */
+static uint32_t hanging_policy(struct arena *a)
+{
+	uint64_t now = now_nsec();
+
+	for (unsigned i = 0; i < ARENA_WORKERS; i++) {
+		uint64_t since = atomic_load(&a->h->worker[i].since_nsec);
+
+		if (since && now > since && now - since > POLICY_HANG_NSEC)
+			return atomic_load(&a->h->worker[i].pool);
+	}
+	return 0;
+}
+
+static void set_aside(struct arena *a, uint32_t pool_plus_1, const char *why)
+{
+	struct arena_pool *pool;
+
+	if (!pool_plus_1 || pool_plus_1 > ARENA_POOLS)
+		return;
+	pool = &a->h->pool[pool_plus_1 - 1];
+	if (!pool->file[0] || pool->set_aside)
+		return;
+	pool->set_aside = 1;
+	log_event(LOG_ERR,
+		  &((struct usm_log_fields){
+			  .event = "policy", .message_id = USM_MSG_POLICY, .policy = pool->name}),
+		  "Policy %s (%s) %s; it is set aside until it is loaded again, its processes go on "
+		  "with first-fit and FIFO",
+		  pool->name, pool->file, why);
+}
+
+/* A fatal signal in a policy's code is the policy's fault; a kill from outside is not. */
+static void judge_death(struct arena *a, int status)
+{
+	uint32_t worker = atomic_exchange(&a->h->crashed_worker, 0);
+
+	if (WIFSIGNALED(status))
+		log_event(LOG_ERR,
+			  &((struct usm_log_fields){.event = "crash", .message_id = USM_MSG_CRASH}),
+			  "The engine died of signal %d (%s); starting a new one", WTERMSIG(status),
+			  strsignal(WTERMSIG(status)));
+	else
+		log_event(LOG_ERR,
+			  &((struct usm_log_fields){.event = "crash", .message_id = USM_MSG_CRASH}),
+			  "The engine ended with status %d; starting a new one", WEXITSTATUS(status));
+	if (worker && worker <= ARENA_WORKERS)
+		set_aside(a, atomic_load(&a->h->worker[worker - 1].pool), "crashed the engine");
+	for (unsigned i = 0; i < ARENA_WORKERS; i++) {
+		atomic_store(&a->h->worker[i].since_nsec, 0);
+		atomic_store(&a->h->worker[i].pool, 0);
+	}
+}
+
+static void pause_msec(unsigned msec)
+{
+	struct timespec ts = {.tv_sec = msec / 1000, .tv_nsec = (long)(msec % 1000) * 1000000};
+
+	nanosleep(&ts, NULL);
+}
+
+int keeper_run(struct arena *a, struct keeper_options *o,
+	       int (*engine)(struct arena *a, const struct keeper_options *o))
+{
+	struct timespec check = {.tv_sec = CHECK_SEC};
+	uint64_t started, beat = 0, beat_nsec = 0;
+	unsigned pause = 0;
+	bool stopping = false, ready = false;
+	sigset_t set;
+	pid_t pid;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGUSR1); /* the engine: look at ready */
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	a->h->keeper_pid = getpid();
+	note_descriptors(o);
+	for (;;) {
+		int status = 0;
+		bool died = false;
+
+		started = now_nsec();
+		beat_nsec = started;
+		pid = clone_engine();
+		if (pid < 0)
+			return log_error_errno(-errno, "Cannot start the engine: %m") ? EXIT_FAILURE : 0;
+		if (pid == 0)
+			_exit(engine(a, o));
+		atomic_store(&a->h->engine_pid, pid);
+		while (!died) {
+			siginfo_t si;
+			int sig = sigtimedwait(&set, &si, &check);
+			uint32_t pool;
+
+			if (sig == SIGTERM || sig == SIGINT) {
+				if (!stopping)
+					sd_notify(0, "STOPPING=1");
+				stopping = true;
+				kill(pid, SIGTERM);
+			} else if (sig == SIGHUP) {
+				kill(pid, SIGHUP);
+			}
+			if (waitpid(pid, &status, WNOHANG) == pid) {
+				died = true;
+				break;
+			}
+			if (!ready && atomic_load(&a->h->ready)) {
+				ready = true;
+				sd_notify(0, "READY=1");
+			}
+			if (beat != atomic_load(&a->h->heartbeat)) {
+				beat = atomic_load(&a->h->heartbeat);
+				beat_nsec = now_nsec();
+				sd_notify(0, "WATCHDOG=1");
+			}
+			pool = hanging_policy(a);
+			if (pool) {
+				set_aside(a, pool, "takes too long for a decision");
+				kill(pid, SIGKILL);
+			} else if (now_nsec() - beat_nsec > HANG_NSEC) {
+				log_error("The engine hangs; killing it");
+				kill(pid, SIGKILL);
+				beat_nsec = now_nsec();
+			}
+		}
+		if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !ready || stopping))
+			return WEXITSTATUS(status);
+		atomic_store(&a->h->death_nsec, now_nsec());
+		judge_death(a, status);
+		atomic_fetch_add(&a->h->nr_restarts, 1);
+		if (now_nsec() - started < SHORT_LIFE_NSEC && WIFEXITED(status)) {
+			pause = pause ? MIN(pause * 2, PAUSE_MAX_MSEC) : PAUSE_MIN_MSEC;
+			pause_msec(pause);
+		} else {
+			pause = 0;
+		}
+	}
+}

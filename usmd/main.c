@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "arena.h"
+#include "keeper.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "manager-internal.h"
+
+#define EXIT_USAGE 2
+#define EXIT_CONFIG 78 /* as sysexits.h and systemd say */
+
+static struct arena *the_arena;
+
+/* Tells the keeper in which thread it was, so that it knows whether a policy is to blame. */
+static void on_fatal(int sig)
+{
+	uint32_t tid = (uint32_t)syscall(SYS_gettid);
+
+	for (unsigned i = 0; i < ARENA_WORKERS; i++)
+		if (the_arena->h->worker[i].tid == tid)
+			atomic_store(&the_arena->h->crashed_worker, i + 1);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+static void catch_fatal_signals(void)
+{
+	static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+	struct sigaction sa = {.sa_handler = on_fatal, .sa_flags = SA_NODEFER};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(fatal); i++)
+		sigaction(fatal[i], &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
+/* Each managed program takes four descriptors. */
+static void raise_limits(void)
+{
+	struct rlimit rl;
+
+	if (getrlimit(RLIMIT_NOFILE, &rl) == 0) {
+		rl.rlim_cur = rl.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &rl);
+	}
+}
+
+static int engine_main(struct arena *a, const struct keeper_options *o)
+{
+	struct manager *m = NULL;
+	int r;
+
+	prctl(PR_SET_NAME, "usmd-engine");
+	the_arena = a;
+	catch_fatal_signals();
+	r = manager_new(a, o, &m);
+	if (r < 0)
+		return log_error_errno(r, "Cannot start the engine: %m") ? EXIT_FAILURE : 0;
+	r = manager_start(m);
+	if (r < 0)
+		return r == -EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
+	r = manager_run(m);
+	manager_free(m);
+	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static void help(FILE *f)
+{
+	fputs("usmd - user-space memory daemon\n\n"
+	      "usmd [--config FILE] [--runtime-dir DIR] [--state-dir DIR] [--check]\n\n"
+	      "  --config FILE       read this file instead of /etc/usmd/usmd.conf and conf.d\n"
+	      "  --runtime-dir DIR   sockets and runtime assignments; default /run/usmd\n"
+	      "  --state-dir DIR     the default swap file; default /var/lib/usmd\n"
+	      "  --check             read the configuration, say what is wrong with it, end\n"
+	      "  --debug             log single events too\n"
+	      "  --version, --help\n\n"
+	      "It stays in the foreground. usmctl and programs find a private instance by\n"
+	      "USMD_RUNTIME_DIR=DIR.\n",
+	      f);
+}
+
+static int check(const struct keeper_options *o)
+{
+	struct usm_config *c = NULL;
+	int r = usm_config_load(o->config_file, o->is_private ? o->runtime_dir : "", &c);
+
+	usm_config_free(c);
+	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* Removed by nobody: sockets are made anew, the swap file is reused. */
+static int make_state_dir(const char *dir)
+{
+	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+		return log_error_errno(-errno, "Cannot make the state directory %s: %m", dir);
+	return 0;
+}
+
+int main(int argc, char *argv[])
+{
+	static const struct option options[] = {
+		{"config", required_argument, NULL, 'c'},
+		{"runtime-dir", required_argument, NULL, 'r'},
+		{"state-dir", required_argument, NULL, 's'},
+		{"check", no_argument, NULL, 'k'},
+		{"debug", no_argument, NULL, 'd'},
+		{"version", no_argument, NULL, 'v'},
+		{"help", no_argument, NULL, 'h'},
+		{},
+	};
+	static struct keeper_options o = {
+		.runtime_dir = "/run/usmd",
+		.state_dir = "/var/lib/usmd",
+	};
+	struct arena *a = NULL;
+	bool only_check = false;
+	int opt, r;
+
+	usm_log_open("usmd");
+	while ((opt = getopt_long(argc, argv, "", options, NULL)) >= 0) {
+		switch (opt) {
+		case 'c':
+			o.config_file = optarg;
+			break;
+		case 'r':
+			o.runtime_dir = optarg;
+			o.is_private = true;
+			break;
+		case 's':
+			o.state_dir = optarg;
+			break;
+		case 'k':
+			only_check = true;
+			break;
+		case 'd':
+			usm_log_set_level(LOG_DEBUG);
+			break;
+		case 'v':
+			printf("usmd %s\n", USM_VERSION);
+			return EXIT_SUCCESS;
+		case 'h':
+			help(stdout);
+			return EXIT_SUCCESS;
+		default:
+			help(stderr);
+			return EXIT_USAGE;
+		}
+	}
+	if (optind < argc) {
+		log_error("usmd takes no argument like '%s'; see usmd --help", argv[optind]);
+		return EXIT_USAGE;
+	}
+	if (only_check)
+		return check(&o);
+	raise_limits();
+	/* The first line opens the journal's descriptor, which all engines then share. */
+	log_info("usmd %s starting", USM_VERSION);
+	r = arena_new(&a);
+	if (r < 0)
+		return log_error_errno(r, "Cannot make the arena: %m") ? EXIT_FAILURE : 0;
+	r = make_state_dir(o.state_dir);
+	if (r >= 0)
+		r = keeper_open(a, &o);
+	r = r < 0 ? EXIT_FAILURE : keeper_run(a, &o, engine_main);
+	arena_free(a);
+	return r;
+}

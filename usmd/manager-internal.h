@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The manager's own fields; for manager*.c alone. */
+#pragma once
+
+#include "attach.h"
+#include "control.h"
+#include "core.h"
+#include "keeper.h"
+#include "manager.h"
+#include "policy.h"
+#include "pool.h"
+#include "process.h"
+
+#define EVICTIONS_MAX 32
+
+/* A user's request to evict, of one or several processes. */
+struct eviction {
+	manager_evict_done_t done; /* NULL: free */
+	void *userdata;
+	int ticket[64];
+	unsigned nr_tickets;
+	uint64_t evicted;
+	const char *reason;
+};
+
+/* What the last summary of a process said. */
+struct summary {
+	uint32_t generation;
+	uint64_t faults, evictions, swap_ins, first_tick, said_tick;
+};
+
+struct manager {
+	struct core core;
+	struct usm_config *config;
+	const struct keeper_options *options;
+	sd_event *event;
+	struct control *control;
+	struct attach *attach;
+	sd_event_source *beat, *main_io, *term, *hup, *intr, *keeper;
+	int keeper_pidfd;
+	char policy_dir[256];
+	struct eviction eviction[EVICTIONS_MAX];
+	struct summary *summary; /* ARENA_PROCESSES */
+	uint64_t beats;
+	bool stopping, forced, pressure, default_swap_tried;
+};
+
+int manager_new(struct arena *a, const struct keeper_options *o, struct manager **ret);
+/* Everything up to READY: swap devices, recovery, policies, threads, sockets. */
+int manager_start(struct manager *m);
+int manager_run(struct manager *m);
+struct manager *manager_free(struct manager *m);
+
+/* The pool of the set that has this policy, loaded if need be. -ENOENT with a message. */
+int manager_pool(struct manager *m, const char *policy, struct pool **ret, char **ret_message);
+/* Loads the sets of a dead engine's pools again. */
+int manager_recover_pools(struct manager *m);
+int manager_load_configured(struct manager *m);
+/* Tunables and running processes after the configuration has changed. */
+void manager_apply(struct manager *m);
+int manager_add_swaps(struct manager *m);
+int manager_default_swap(struct manager *m);
+/* The rule's policy for a process, or the default; NULL: it is not to be managed. */
+const char *manager_policy_for(struct manager *m, const char *name, const char *argv0,
+			       const struct usm_config_process **ret_rule);
+void manager_check_evictions(struct manager *m);

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A managed process: the engine's side of an arena_process.
+ *
+ * The latch orders what is done to a process's pages against the events of its
+ * userfaultfd.  Shared: looking at entries, claiming them, installing pages
+ * (UFFDIO_COPY) and publishing the result.  Exclusive: read() of the userfaultfd
+ * and application of what it returned, so that no page is ever installed on the
+ * strength of a lookup that an event has made stale: the kernel's own gate
+ * (EAGAIN) ends with the read().
+ *
+ * Nobody waits for the exclusive latch: who does not get it leaves a mark, and the
+ * holder that lets go reads in its place.  Shared sections are short: lookups and
+ * one non-blocking ioctl.  Lock order: latch, then a policy's or a swap device's
+ * own locks; no policy is called under the latch.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core.h"
+#include "page.h"
+
+#define LATCH_EXCLUSIVE (1u << 31)
+#define LATCH_PENDING	(1u << 30) /* somebody wanted to read */
+
+/* Sequential streams that fault-around recognises in one process at once. */
+#define PROCESS_STREAMS 4
+/* Buckets of the fault time histogram: four a power of two of microseconds. */
+#define PROCESS_HISTOGRAM 96
+
+struct process_stream {
+	uint64_t next_vpn; /* where the last window ended */
+	unsigned window;   /* pages */
+};
+
+struct process {
+	struct core *core;
+	struct arena_process *shared;
+	uint32_t number;
+	uint32_t generation;
+	_Atomic uint32_t latch;
+	_Atomic uint32_t latch_waiters;
+	_Atomic uint32_t users; /* threads that have it in hand */
+	struct usm_agent_ops *ops;	/* NULL until the agent's memory is there */
+	_Atomic(struct pool *) pool;
+
+	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published; futex */
+	_Atomic bool barrier;	      /* FORK or REMAP waits for nr_evicting to be 0 */
+	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
+	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
+	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */
+	_Atomic bool maps_changed;    /* unmapped or moved something since the last scan */
+	_Atomic bool release;	      /* bring everything back, then let it go */
+	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
+	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
+	_Atomic bool forget;	      /* the reclaim thread is to give its operation up */
+	bool kill_logged;
+
+	_Atomic int64_t nr_resident, nr_swapped;
+	_Atomic uint64_t nr_unevictable;
+	_Atomic(const char *) unevictable_reason;
+
+	struct process_stream stream[PROCESS_STREAMS];
+	unsigned stream_victim;
+	_Atomic uint32_t histogram[PROCESS_HISTOGRAM];
+	_Atomic uint32_t fault_usec_max;
+
+	/* The reclaim thread's own. */
+	struct {
+		bool in_epoll, stalled, forgotten;
+		uint64_t posted_nsec;
+		uint32_t hand; /* where to look on for frames of this process */
+		uint64_t unshare[USM_OPS_BATCH];
+		unsigned nr_unshare;
+	} evict;
+	/* The janitor's own. */
+	struct {
+		uint64_t next_audit_tick;
+		uint64_t *ranges; /* registered ranges seen by the last scan, start/end */
+		unsigned nr_ranges, cap_ranges;
+		int pagemap_fd, maps_fd;
+	} scan;
+};
+
+/* Sets up the engine's side of all processes.  -ENOMEM. */
+int processes_new(struct core *c);
+void processes_free(struct core *c);
+
+/* A free number, state BUILDING, everything zeroed, or NULL (all in use).  Any thread. */
+struct process *process_new(struct core *c);
+/* (Re)initialises the engine's side from shared; maps nothing. */
+void process_init(struct core *c, uint32_t number);
+/* Maps its ops memory.  -errno. */
+int process_map_ops(struct process *p);
+/* Makes it known to the workers: state LIVE, userfaultfd polled.  -errno. */
+int process_publish(struct process *p);
+
+/* A reference for as long as a thread works with it; NULL if it is not that process any more. */
+struct process *process_get(struct core *c, uint32_t number, uint32_t generation);
+void process_put(struct process *p);
+/* Marks it as gone and wakes the janitor, which tears it down.  Any thread, any number of times. */
+void process_gone(struct process *p);
+/* Kills the program because loss cannot be avoided; one journal entry with the reason. */
+void process_kill(struct process *p, uint64_t addr, const char *reason);
+
+/* Waits while somebody reads events.  Never called while holding it. */
+void process_latch(struct process *p);
+/* Lets go; reads the userfaultfd if somebody left that to us. */
+void process_unlatch(struct process *p);
+/* The same for the reclaim thread, which must not read (a FORK would wait for it): leaves it to
+ * a worker. */
+void process_unlatch_reclaim(struct process *p);
+/* True: held exclusively.  False: whoever holds it will read. */
+bool process_try_latch_exclusive(struct process *p);
+/* Lets go and returns true, or keeps it and returns false: more is to be read. */
+bool process_unlatch_exclusive(struct process *p);
+
+void process_count_fault(struct process *p, uint64_t nsec);
+/* Percentile (permyriad) of the fault time in microseconds. */
+uint64_t process_fault_usec(const struct process *p, unsigned permyriad);
+
+static inline page_entry *process_page(struct process *p, uint64_t vpn, bool create)
+{
+	return page_walk(p->core->arena, p->number, vpn, create);
+}

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "event.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "mechanism-userfault.h"
+#include "policy.h"
+#include "pool.h"
+#include "process.h"
+#include "reclaim.h"
+#include "recover.h"
+
+/* A resident page as the scan found it. */
+struct resident {
+	uint32_t process, frame;
+	uint64_t vpn;
+	uint32_t born_msec, clean_slot;
+	bool evicting;
+};
+
+struct scan {
+	struct core *c;
+	struct process *p;
+	struct resident *list;
+	size_t n, cap;
+	int error;
+};
+
+static struct scan residents;
+
+static void mark(uint8_t *known, unsigned n, int fd)
+{
+	if (fd >= 0 && (unsigned)fd < n)
+		known[fd] = 1;
+}
+
+void recover_close_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep)
+{
+	unsigned n = (unsigned)sysconf(_SC_OPEN_MAX);
+	_cleanup_free_ uint8_t *known = NULL;
+	_cleanup_closedir_ DIR *d = opendir("/proc/self/fd");
+	struct arena_header *h = c->arena->h;
+	struct dirent *de;
+
+	n = MIN(n, 1u << 20);
+	known = calloc(1, n);
+	if (!d || !known)
+		return;
+	for (unsigned i = 0; i < MIN(n, nr_keep); i++)
+		known[i] = keep[i];
+	mark(known, n, c->arena->fd);
+	mark(known, n, h->dev_fd);
+	mark(known, n, h->attach_fd);
+	mark(known, n, h->control_fd);
+	mark(known, n, h->runtime_lock_fd);
+	mark(known, n, h->wake_fd);
+	mark(known, n, dirfd(d));
+	for (unsigned i = 0; i < USM_SWAP_DEVICES; i++)
+		if (h->swap.device[i].in_use)
+			mark(known, n, h->swap.device[i].fd);
+	for (unsigned i = 0; i < ARENA_PROCESSES; i++) {
+		struct arena_process *s = &c->arena->process[i];
+
+		if (s->state == PROCESS_FREE)
+			continue;
+		mark(known, n, s->uffd);
+		mark(known, n, s->sock);
+		mark(known, n, s->opsfd);
+		mark(known, n, s->pidfd);
+	}
+	while ((de = readdir(d))) {
+		int fd = atoi(de->d_name);
+
+		if (de->d_name[0] != '.' && fd > 2 && (unsigned)fd < n && !known[fd])
+			close(fd);
+	}
+}
+
+static int add_resident(struct scan *s, uint64_t vpn, uint32_t frame, bool evicting)
+{
+	struct arena_frame *f = pool_frame(s->c, frame);
+	bool ours = frame && frame < s->c->arena->h->nr_frames_assigned &&
+		    f->owner == ARENA_OWNER(s->p->number, vpn);
+
+	if (s->n == s->cap) {
+		size_t cap = s->cap ? 2 * s->cap : 65536;
+		struct resident *l = realloc(s->list, cap * sizeof(*l));
+
+		if (!l)
+			return -ENOMEM;
+		s->list = l;
+		s->cap = cap;
+	}
+	/* A frame that does not name the page back was being renumbered by an engine that died
+	 * while it recovered: the page is there all the same, only its clean slot is forgotten. */
+	s->list[s->n++] = (struct resident){
+		.process = s->p->number,
+		.vpn = vpn,
+		.frame = ours ? frame : 0,
+		.born_msec = ours ? f->born_msec : 0,
+		.clean_slot = ours ? f->clean_slot : 0,
+		.evicting = evicting,
+	};
+	return 0;
+}
+
+static bool in_operation(const struct process *p, uint64_t vpn)
+{
+	const struct arena_process *s = p->shared;
+
+	if (s->op_state == OP_IDLE || s->op_kind == USM_OPS_UNSHARE)
+		return false;
+	for (unsigned i = 0; i < MIN(s->op_n, USM_OPS_BATCH); i++)
+		if (s->op_vpn[i] == vpn)
+			return true;
+	return false;
+}
+
+/* Brings one entry into a state that the new engine can own, and counts what it names. */
+static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct scan *s = userdata;
+	struct process *p = s->p;
+	uint64_t v = *e;
+	uint32_t slot = 0;
+
+	switch (PAGE_STATE(v)) {
+	case PAGE_FILLING:
+		/* Installed or not: a fault finds out.  SWAPPED may be present too. */
+		slot = v & PAGE_GONE ? 0 : PAGE_VALUE(v);
+		v = slot ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0;
+		break;
+	case PAGE_RESIDENT:
+		if (v & PAGE_LAZY && PAGE_VALUE(v) < s->c->arena->h->nr_frames_assigned)
+			slot = pool_frame(s->c, PAGE_VALUE(v))->clean_slot;
+		if (slot)
+			v = PAGE_ENTRY(PAGE_SWAPPED, slot);
+		break;
+	case PAGE_EVICTING:
+		if (in_operation(p, vpn)) {
+			v &= ~PAGE_WANTED; /* everybody is woken */
+		} else {
+			/* Claimed, and the agent never heard of it. */
+			v = v & PAGE_GONE ? 0 : PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
+		}
+		break;
+	case PAGE_SWAPPED:
+		slot = PAGE_VALUE(v);
+		break;
+	case PAGE_LOST:
+		break;
+	default:
+		v = 0;
+		break;
+	}
+	if (slot) {
+		if (usm_swap_ref_recovered(s->c->swap, slot) < 0) {
+			s->error = -EBADMSG;
+			*e = PAGE_ENTRY(PAGE_LOST, 0);
+			return 0;
+		}
+		atomic_fetch_add(&p->nr_swapped, 1);
+	}
+	*e = v;
+	if (PAGE_STATE(v) == PAGE_RESIDENT || PAGE_STATE(v) == PAGE_EVICTING) {
+		if (PAGE_VALUE(v) >= s->c->arena->h->nr_frames_assigned) {
+			s->error = -EBADMSG;
+			*e = PAGE_ENTRY(PAGE_LOST, 0);
+			return 0;
+		}
+		return add_resident(s, vpn, PAGE_VALUE(v), PAGE_STATE(v) == PAGE_EVICTING);
+	}
+	return 0;
+}
+
+static int recover_process(struct core *c, uint32_t number)
+{
+	struct process *p = &c->process[number];
+	int r;
+
+	if (p->shared->opsfd >= 0) {
+		r = process_map_ops(p);
+		if (r < 0)
+			return r;
+	}
+	residents.p = p;
+	residents.error = 0;
+	r = page_visit(c->arena, number, 0, VPN_MAX, scan_page, &residents);
+	if (r < 0)
+		return r;
+	if (p->shared->op_state != OP_IDLE && p->shared->op_kind != USM_OPS_UNSHARE)
+		atomic_store(&p->nr_evicting, MIN(p->shared->op_n, USM_OPS_BATCH));
+	p->evict.posted_nsec = now_nsec();
+	if (residents.error < 0)
+		process_kill(p, 0, "its page table holds an invalid entry after the engine's death");
+	return 0;
+}
+
+int recover_processes(struct core *c)
+{
+	_cleanup_free_ uint8_t *nodes = calloc(1, c->arena->h->nr_nodes);
+	uint32_t top = 1;
+
+	if (!nodes)
+		return -ENOMEM;
+	residents = (struct scan){.c = c};
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct arena_process *s = &c->arena->process[i];
+
+		if (s->state == PROCESS_FREE)
+			continue;
+		process_init(c, i);
+		/* Node numbers in use must be known before a journal makes new ones. */
+		if (page_table_mark(c->arena, i, nodes, &top) < 0) {
+			process_kill(&c->process[i], 0,
+				     "its page table is damaged after the engine's death");
+			page_table_free(c->arena, i);
+		}
+	}
+	arena_nodes_recover(c->arena, nodes, top);
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct process *p = &c->process[i];
+		struct usm_agent_ops *ops = NULL;
+
+		if (p->shared->state != PROCESS_LIVE)
+			continue;
+		if (p->shared->opsfd >= 0 && process_map_ops(p) >= 0)
+			ops = p->ops;
+		event_replay(p);
+		p->ops = NULL;
+		if (ops)
+			munmap(ops, USM_OPS_BYTES);
+	}
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct arena_process *s = &c->arena->process[i];
+		int r;
+
+		if (s->state == PROCESS_BUILDING) {
+			/* A fork that was not replayed or a handshake that died with the engine:
+			 * nothing of it can have been evicted. */
+			if (s->uffd >= 0)
+				close(s->uffd);
+			if (s->opsfd >= 0)
+				close(s->opsfd);
+			page_table_free(c->arena, i);
+			s->state = PROCESS_FREE;
+			continue;
+		}
+		if (s->state == PROCESS_FREE)
+			continue;
+		if (s->state == PROCESS_DYING)
+			s->state = PROCESS_LIVE; /* the janitor ends it again */
+		r = recover_process(c, i);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int compare_age(const void *a, const void *b)
+{
+	int32_t d = (int32_t)(((const struct resident *)a)->born_msec -
+			      ((const struct resident *)b)->born_msec);
+
+	return d < 0 ? -1 : d > 0;
+}
+
+/* The frame for a page that is resident already. */
+static uint32_t restore_frame(struct core *c, struct pool *pool, const struct resident *l)
+{
+	uint32_t frame = 0;
+
+	if (policy_alloc(pool, l->process, &l->vpn, 1, USM_EVENT_RESTORE, &frame) == 1 ||
+	    pool_take_any(pool, l->process, l->vpn, &frame) ||
+	    pool_take_lent(pool, l->process, l->vpn, &frame))
+		return frame;
+	(void)c;
+	return 0;
+}
+
+int recover_frames(struct core *c)
+{
+	struct scan *s = &residents;
+
+	qsort(s->list, s->n, sizeof(*s->list), compare_age);
+	/* Frames are told to the policies anew, oldest first, and may get other numbers. */
+	for (unsigned i = 0; i < ARENA_POOLS; i++) {
+		struct pool *pool = c->pool[i];
+
+		for (uint32_t k = 0; pool && k < 2 * pool->nr; k++)
+			atomic_store_explicit(&pool_frame(c, pool->first + k)->owner, 0,
+					      memory_order_relaxed);
+	}
+	for (size_t i = 0; i < s->n; i++) {
+		struct resident *l = &s->list[i];
+		struct process *p = &c->process[l->process];
+		struct pool *pool = c->pool[p->shared->pool];
+		page_entry *e = process_page(p, l->vpn, false);
+		uint32_t frame;
+
+		if (!pool || !e)
+			return -EBADMSG;
+		frame = restore_frame(c, pool, l);
+		if (!frame)
+			return -ENOMEM;
+		if (l->clean_slot && usm_swap_ref_recovered(c->swap, l->clean_slot) >= 0)
+			atomic_store(&pool_frame(c, frame)->clean_slot, l->clean_slot);
+		pool_frame(c, frame)->born_msec = l->born_msec;
+		*e = (*e & 0xffffffffull) | (uint64_t)frame << 32;
+		atomic_fetch_add(&p->nr_resident, 1);
+	}
+	free(s->list);
+	residents = (struct scan){0};
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct process *p = &c->process[i];
+		int r;
+
+		if (p->shared->state != PROCESS_LIVE)
+			continue;
+		atomic_store(&p->pool, c->pool[p->shared->pool]);
+		atomic_store(&p->maps_changed, true);
+		if (p->shared->sock >= 0 && p->ops)
+			reclaim_add(p);
+		r = process_publish(p);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+void recover_wake(struct core *c)
+{
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct process *p = &c->process[i];
+
+		if (p->shared->state != PROCESS_LIVE)
+			continue;
+		/* From the lowest address that can be mapped to the end. */
+		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
+		event_readable(p);
+	}
+}

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "event.h"
+#include "fault.h"
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "mechanism-userfault.h"
+#include "policy.h"
+#include "worker.h"
+
+/* Faults that wait for a token.  When it is full, a fault is woken, to fault again. */
+#define QUEUE_SIZE 4096u
+/* Faults that a thread keeps for itself between reading and serving: one read()'s. */
+#define LOCAL_SIZE (2 * ARENA_JOURNAL)
+/* A process whose agent held the gate is read again after this long. */
+#define DEFER_MSEC 1
+
+static struct {
+	pthread_t thread[ARENA_WORKERS];
+	struct worker worker[ARENA_WORKERS];
+	unsigned n;
+	_Atomic int tokens;
+	_Atomic bool stop;
+	_Atomic unsigned nr_deferred;
+	pthread_mutex_t queue_lock;
+	struct fault queue[QUEUE_SIZE];
+	unsigned head;
+	_Atomic unsigned nr_queued;
+} workers = {.queue_lock = PTHREAD_MUTEX_INITIALIZER};
+
+static __thread struct worker *self;
+
+static bool queue_push(const struct fault *f)
+{
+	bool ok;
+
+	pthread_mutex_lock(&workers.queue_lock);
+	ok = workers.nr_queued < QUEUE_SIZE;
+	if (ok) {
+		workers.queue[(workers.head + workers.nr_queued) % QUEUE_SIZE] = *f;
+		atomic_fetch_add(&workers.nr_queued, 1);
+	}
+	pthread_mutex_unlock(&workers.queue_lock);
+	return ok;
+}
+
+static bool queue_pop(struct fault *ret)
+{
+	bool ok;
+
+	if (!atomic_load(&workers.nr_queued))
+		return false;
+	pthread_mutex_lock(&workers.queue_lock);
+	ok = workers.nr_queued > 0;
+	if (ok) {
+		*ret = workers.queue[workers.head];
+		workers.head = (workers.head + 1) % QUEUE_SIZE;
+		atomic_fetch_sub(&workers.nr_queued, 1);
+	}
+	pthread_mutex_unlock(&workers.queue_lock);
+	return ok;
+}
+
+static void queue_or_wake(struct core *c, struct process *p, const struct fault *f)
+{
+	if (queue_push(f))
+		eventfd_write(c->kick_fd, 1);
+	else
+		userfault_wake(p->shared->uffd, f->vpn, 1);
+}
+
+void worker_fault(struct process *p, const struct fault *f)
+{
+	if (self && self->nr_local < LOCAL_SIZE)
+		self->local[self->nr_local++] = *f;
+	else
+		queue_or_wake(p->core, p, f);
+}
+
+void worker_defer(struct process *p)
+{
+	if (atomic_exchange(&p->deferred, true))
+		return;
+	/* Workers that sleep without a timeout must learn of it. */
+	if (atomic_fetch_add(&workers.nr_deferred, 1) == 0)
+		eventfd_write(p->core->kick_fd, 1);
+}
+
+static void read_deferred(struct core *c)
+{
+	for (uint32_t i = 0; i < ARENA_PROCESSES && atomic_load(&workers.nr_deferred); i++) {
+		struct process *p = &c->process[i];
+
+		if (!atomic_load_explicit(&p->deferred, memory_order_relaxed) ||
+		    !atomic_exchange(&p->deferred, false))
+			continue;
+		atomic_fetch_sub(&workers.nr_deferred, 1);
+		p = process_get(c, i, p->generation);
+		if (!p)
+			continue;
+		event_readable(p);
+		process_put(p);
+	}
+}
+
+static bool token_take(void)
+{
+	int n = atomic_load(&workers.tokens);
+
+	while (n > 0)
+		if (atomic_compare_exchange_weak(&workers.tokens, &n, n - 1))
+			return true;
+	return false;
+}
+
+static void serve(struct worker *w, const struct fault *f)
+{
+	struct process *p = process_get(w->core, f->process, f->generation);
+
+	if (!p)
+		return;
+	if (!atomic_load_explicit(&p->gone, memory_order_relaxed))
+		fault_serve(w, p, f);
+	process_put(p);
+}
+
+/* Serves what this thread has read, then what waits, as long as there is a token. */
+static void serve_all(struct worker *w)
+{
+	struct fault f;
+
+	while (w->nr_local || atomic_load(&workers.nr_queued)) {
+		if (!token_take()) {
+			/* Those who have a token look at the queue before they give it back. */
+			for (unsigned i = 0; i < w->nr_local; i++)
+				if (!queue_push(&w->local[i])) {
+					struct fault *l = &w->local[i];
+
+					userfault_wake(w->core->process[l->process].shared->uffd,
+						       l->vpn, 1);
+				}
+			w->nr_local = 0;
+			if (atomic_load(&workers.tokens) <= 0)
+				return;
+			continue;
+		}
+		/* Serving may read more: local grows behind i. */
+		for (unsigned i = 0; i < w->nr_local; i++) {
+			f = w->local[i];
+			serve(w, &f);
+			if (i == w->nr_local - 1)
+				w->nr_local = 0;
+		}
+		while (queue_pop(&f))
+			serve(w, &f);
+		atomic_fetch_add(&workers.tokens, 1);
+	}
+}
+
+int worker_init(struct core *c, unsigned record, struct worker *ret)
+{
+	uint8_t *buffer = mmap(NULL, USM_OPS_BATCH * USM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (buffer == MAP_FAILED)
+		return -errno;
+	ret->local = calloc(LOCAL_SIZE, sizeof(*ret->local));
+	if (!ret->local) {
+		munmap(buffer, USM_OPS_BATCH * USM_PAGE_SIZE);
+		return -ENOMEM;
+	}
+	ret->core = c;
+	ret->number = record;
+	ret->record = &c->arena->h->worker[record];
+	ret->buffer = buffer;
+	ret->nr_local = 0;
+	return 0;
+}
+
+void worker_done(struct worker *w)
+{
+	if (w->buffer)
+		munmap(w->buffer, USM_OPS_BATCH * USM_PAGE_SIZE);
+	free(w->local);
+	w->buffer = NULL;
+	w->local = NULL;
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+	struct core *c = w->core;
+	char name[16];
+
+	snprintf(name, sizeof(name), "usmd-worker-%u", w->number);
+	pthread_setname_np(pthread_self(), name);
+	self = w;
+	w->record->tid = (uint32_t)syscall(SYS_gettid);
+	policy_thread(w->record);
+	while (!atomic_load(&workers.stop)) {
+		struct epoll_event ev;
+		int n = epoll_wait(c->epoll_fd, &ev, 1,
+				   atomic_load(&workers.nr_deferred) ? DEFER_MSEC : -1);
+
+		if (n > 0 && ev.data.u64 == UINT64_MAX) {
+			eventfd_t v;
+
+			eventfd_read(c->kick_fd, &v);
+		} else if (n > 0) {
+			struct process *p = process_get(c, (uint32_t)ev.data.u64,
+							(uint32_t)(ev.data.u64 >> 32));
+
+			if (p) {
+				event_readable(p);
+				process_put(p);
+			}
+		}
+		if (atomic_load(&workers.nr_deferred))
+			read_deferred(c);
+		serve_all(w);
+	}
+	/* The next sleeper must see it too. */
+	eventfd_write(c->kick_fd, 1);
+	return NULL;
+}
+
+int workers_start(struct core *c, unsigned n)
+{
+	struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.u64 = UINT64_MAX};
+
+	if (epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->kick_fd, &ev) < 0)
+		return -errno;
+	atomic_store(&workers.tokens, (int)n);
+	for (unsigned i = 0; i <= n; i++) {
+		int r = worker_init(c, i, &workers.worker[i]);
+
+		if (r < 0)
+			return r;
+		r = pthread_create(&workers.thread[i], NULL, worker_main, &workers.worker[i]);
+		if (r != 0)
+			return -r;
+		workers.n = i + 1;
+	}
+	return 0;
+}
+
+void workers_stop(struct core *c)
+{
+	atomic_store(&workers.stop, true);
+	for (unsigned i = 0; i < workers.n; i++) {
+		eventfd_write(c->kick_fd, 1);
+		pthread_join(workers.thread[i], NULL);
+		worker_done(&workers.worker[i]);
+	}
+	workers.n = 0;
+}

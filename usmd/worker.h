@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Workers: the threads that serve faults, as leader and followers.
+ *
+ * `workers N` starts N + 1 equal threads, all waiting for the userfaultfds.  Who
+ * gets a message serves it itself, so a fault costs one wake-up.  Serving may wait
+ * (for a policy, a disk, a free frame) and needs one of N tokens; a thread that
+ * gets none queues its faults for those who have one and goes back to reading.  So
+ * there is always a thread that reads: agents and programs whose events must be
+ * read never wait for a policy or a disk.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "process.h"
+
+struct fault {
+	uint32_t process, generation;
+	uint64_t vpn;
+	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
+	uint32_t tid;	/* in its own pid namespace */
+	uint64_t nsec;	/* when it was read */
+};
+
+/* Buffers of one thread that serves faults; locked memory. */
+struct worker {
+	struct core *core;
+	struct arena_worker *record;
+	unsigned number;
+	uint8_t *buffer; /* USM_OPS_BATCH pages for swap-in */
+	struct fault *local;
+	unsigned nr_local;
+};
+
+/* Starts n + 1 threads.  -errno. */
+int workers_start(struct core *c, unsigned n);
+/* Tells them to end and waits. */
+void workers_stop(struct core *c);
+/* The calling thread gets what a worker has, without being one (janitor, recovery). */
+int worker_init(struct core *c, unsigned record, struct worker *ret);
+void worker_done(struct worker *w);
+
+/* Hands a fault on.  Any thread, any latch. */
+void worker_fault(struct process *p, const struct fault *f);
+/* The agent holds the gate: read p again in a moment. */
+void worker_defer(struct process *p);
