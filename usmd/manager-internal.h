@@ -2,6 +2,8 @@
 /* The manager's own fields; for manager*.c alone. */
 #pragma once
 
+#include <limits.h>
+
 #include "attach.h"
 #include "control.h"
 #include "core.h"
@@ -38,7 +40,7 @@ struct manager {
 	struct attach *attach;
 	sd_event_source *beat, *main_io, *term, *hup, *intr, *keeper;
 	int keeper_pidfd;
-	char policy_dir[256];
+	char policy_dir[PATH_MAX];
 	struct eviction eviction[EVICTIONS_MAX];
 	struct summary *summary; /* ARENA_PROCESSES */
 	uint64_t beats;

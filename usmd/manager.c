@@ -677,9 +677,7 @@ int manager_start(struct manager *m)
 		r = manager_load_configured(m);
 	if (r < 0)
 		return r;
-	r = reclaim_start(c);
-	if (r < 0)
-		return log_error_errno(r, "Cannot start the reclaim thread: %m");
+	/* Before any other thread runs: slots that are not counted yet look free. */
 	if (again) {
 		r = recover_frames(c);
 		if (r < 0)
@@ -688,7 +686,9 @@ int manager_start(struct manager *m)
 	r = manager_add_swaps(m);
 	if (r < 0)
 		return r;
-	r = workers_start(c, m->config->workers);
+	r = reclaim_start(c);
+	if (r >= 0)
+		r = workers_start(c, m->config->workers);
 	if (r >= 0)
 		r = janitor_start(c);
 	if (r < 0)

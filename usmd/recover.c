@@ -328,8 +328,6 @@ int recover_frames(struct core *c)
 			continue;
 		atomic_store(&p->pool, c->pool[p->shared->pool]);
 		atomic_store(&p->maps_changed, true);
-		if (p->shared->sock >= 0 && p->ops)
-			reclaim_add(p);
 		r = process_publish(p);
 		if (r < 0)
 			return r;
@@ -345,6 +343,8 @@ void recover_wake(struct core *c)
 		if (p->shared->state != PROCESS_LIVE)
 			continue;
 		/* From the lowest address that can be mapped to the end. */
+		if (p->shared->sock >= 0 && p->ops)
+			reclaim_add(p);
 		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
 		event_readable(p);
 	}

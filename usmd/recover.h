@@ -14,8 +14,9 @@ void recover_close_descriptors(struct core *c, const uint8_t *keep, unsigned nr_
 
 /* Step 1, before policies are loaded: processes, journals, slots.  -errno. */
 int recover_processes(struct core *c);
-/* Step 2, with the pools there: tells the policies of every resident page, oldest first,
+/* Step 2, with the pools there and no other thread running: tells the policies of every resident page, oldest first,
  * drops frames that no page names.  Publishes the processes to the workers. */
 int recover_frames(struct core *c);
-/* Step 3, workers running: faults that were read and not served fault again. */
+/* Step 3, all threads running: agents are listened to, faults that were read and not served
+ * fault again. */
 void recover_wake(struct core *c);

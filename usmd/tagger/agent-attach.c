@@ -117,6 +117,21 @@ static int map_ops(struct usm_agent *a, int fd)
 	return 0;
 }
 
+/* No operation runs before READY: nothing to wait for, and nobody else writes the table yet. */
+static void write_pins(struct usm_agent *a)
+{
+	uint32_t nr = 0;
+
+	for (uint32_t i = 0; i < a->nr_keep; i++) {
+		uint64_t page = a->keep[i].addr & ~(USM_PAGE_SIZE - 1);
+
+		for (; page < a->keep[i].addr + a->keep[i].bytes && nr < USM_OPS_PINS;
+		     page += USM_PAGE_SIZE)
+			atomic_store(&a->ops->pins[nr++], page);
+	}
+	atomic_store(&a->ops->nr_pins, nr);
+}
+
 /*
  * Batches of pages that no child inherits and that never become huge pages, whose parts could
  * not be moved alone.
@@ -220,6 +235,7 @@ static int ready(struct usm_agent *a, char reason[128])
 	}
 	fds[nr++] = a->u2;
 	a->ops->agent_tid = (uint32_t)m.tid;
+	write_pins(a);
 	r = usm_message_send(a->sock, &m, sizeof(m), fds, (uint32_t)nr);
 	if (r == 0)
 		r = receive(a, &m, fds);

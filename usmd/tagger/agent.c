@@ -93,8 +93,11 @@ static void tell_program(struct usm_agent *a, const char *text)
 
 static __attribute__((noreturn)) void give_up(struct usm_agent *a)
 {
-	if (atomic_load(&a->ops->nr_swapped) == 0 && usm_agent_restore(a) == 0)
+	if (atomic_load(&a->ops->nr_swapped) == 0 && usm_agent_restore(a) == 0) {
+		atomic_store(&a->life, USM_LIFE_OVER); /* no hook registers from now on */
+		usm_agent_unregister_all(a);
 		leave(a);
+	}
 	tell_program(a, ": usmd is gone and holds pages of this program; "
 			"it is killed, as it would go on with wrong data\n");
 	for (;;)

@@ -17,6 +17,9 @@
 /* Pages that LAZYFREE compares with their copies at a time. */
 #define USM_AGENT_VERIFY_PAGES 16u
 
+/* Ranges that the program's side wants kept from the first moment on. */
+#define USM_AGENT_KEEP 72u
+
 enum usm_agent_life {
 	USM_LIFE_ATTACHING = 0,
 	USM_LIFE_MANAGED = 1,
@@ -34,6 +37,10 @@ struct usm_agent {
 	bool child;      /* its u1 comes from the parent's FORK event */
 	uint64_t marker; /* of a child: inherited address; else set by the agent */
 	uint64_t tcb;
+	uint32_t nr_keep;
+	struct {
+		uint64_t addr, bytes;
+	} keep[USM_AGENT_KEEP]; /* goes to ops->pins before the daemon can evict anything */
 
 	/* Shared while both run. */
 	_Atomic uint32_t life;    /* enum usm_agent_life; written by the agent */
@@ -79,6 +86,10 @@ void usm_agent_work(struct usm_agent *a);
 /* Puts back what the newest operation took when no daemon has booked it; 0, or a negative errno
  * when a page could not be put back. */
 int usm_agent_restore(struct usm_agent *a);
+
+/* agent-maps.c: ends the registration of every range, so that nobody waits for a userfaultfd that
+ * the program's side still has open.  Two passes: a hook may just be registering one. */
+void usm_agent_unregister_all(struct usm_agent *a);
 
 /* agent-lazyfree.c: LAZYFREE on a->addr[0..n), results to res[]. */
 void usm_agent_lazyfree(struct usm_agent *a);

@@ -20,8 +20,9 @@
 /* A daemon that stays in one operation that long is stopped, and evicts nothing. */
 #define PIN_WAIT_USEC 1000000
 /* Beyond that such a range holds data rather than a generator's state. */
-#define UNINHERITED_PAGES 64
+#define UNINHERITED_PAGES 32
 #define NR_REMEMBERED 64
+_Static_assert(NR_REMEMBERED + 3 <= USM_AGENT_KEEP, "a new agent must learn of all");
 
 static struct {
 	uint64_t addr;
@@ -94,14 +95,21 @@ uint64_t usm_thread_pointer(void)
 	return self;
 }
 
-void usm_pin_thread(struct usm_agent *a)
+/* The tid word lies between the thread pointer and this, in glibc's control block. */
+static uint64_t robust_list(void)
 {
-	uint64_t self = usm_thread_pointer(), robust = 0;
+	uint64_t robust = 0;
 	size_t bytes = 0;
 
-	/* The tid word lies between these two in glibc's control block. */
 	if (sys3(SYS_get_robust_list, 0, &robust, &bytes) < 0 || robust == 0)
-		robust = self;
+		return usm_thread_pointer();
+	return robust;
+}
+
+void usm_pin_thread(struct usm_agent *a)
+{
+	uint64_t self = usm_thread_pointer(), robust = robust_list();
+
 	add_pin(a->ops, page_of(self));
 	add_pin(a->ops, page_of(robust));
 	wait_inflight(a->ops);
@@ -109,7 +117,7 @@ void usm_pin_thread(struct usm_agent *a)
 	touch(robust);
 }
 
-void usm_pin_range(struct usm_agent *a, uint64_t addr, size_t bytes)
+static void pin_range(struct usm_agent *a, uint64_t addr, size_t bytes)
 {
 	for (uint64_t p = page_of(addr); p < addr + bytes; p += USM_PAGE_SIZE)
 		add_pin(a->ops, p);
@@ -132,15 +140,24 @@ void usm_pin_uninherited(uint64_t addr, size_t bytes)
 		atomic_fetch_sub(&nr_remembered, 1);
 	}
 	if (usm_tagger_ready())
-		usm_pin_range(usm_tagger->agent, addr, bytes);
+		pin_range(usm_tagger->agent, addr, bytes);
 }
 
-void usm_pin_remembered(struct usm_agent *a)
+static void keep(struct usm_agent *a, uint64_t addr, size_t bytes)
+{
+	a->keep[a->nr_keep].addr = addr;
+	a->keep[a->nr_keep++].bytes = bytes;
+}
+
+void usm_pin_list(struct usm_agent *a, const struct usm_tagger_state *s)
 {
 	uint32_t nr = atomic_load(&nr_remembered);
 
+	keep(a, usm_thread_pointer(), 1);
+	keep(a, robust_list(), 1);
+	keep(a, (uint64_t)s, sizeof(*s));
 	for (uint32_t i = 0; i < nr && i < NR_REMEMBERED; i++)
-		usm_pin_range(a, remembered[i].addr, remembered[i].bytes);
+		keep(a, remembered[i].addr, remembered[i].bytes);
 }
 
 struct thread_start {

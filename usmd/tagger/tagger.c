@@ -91,7 +91,7 @@ static bool wait_readable(int fd, uint64_t usec)
 	return sys5(SYS_ppoll, &p, 1, &t, NULL, 0) > 0;
 }
 
-/* Managed: u1 is here, and what must not leave is pinned. */
+/* Managed: u1 is here. */
 static void arm(struct usm_tagger_state *s, int u1)
 {
 	struct usm_agent *a = s->agent;
@@ -101,9 +101,6 @@ static void arm(struct usm_tagger_state *s, int u1)
 	if (a->evict_modes & USM_EVICT_LAZYFREE)
 		s->register_mode |= UFFDIO_REGISTER_MODE_WP;
 	inherited.marker = a->marker;
-	usm_pin_thread(a);
-	usm_pin_range(a, (uint64_t)s, sizeof(*s));
-	usm_pin_remembered(a);
 }
 
 /* Takes the agent's one answer; the caller has the mode TAKING. */
@@ -178,7 +175,7 @@ void usm_tagger_register(uint64_t addr, size_t bytes)
 }
 
 /* A mapping that usmd does not manage and no child inherits. */
-static struct usm_agent *new_agent(bool child)
+static struct usm_agent *new_agent(struct usm_tagger_state *s, bool child)
 {
 	long r = sys_mmap(0, sizeof(struct usm_agent), PROT_READ | PROT_WRITE,
 			  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -194,6 +191,7 @@ static struct usm_agent *new_agent(bool child)
 	a->child = child;
 	a->marker = child ? inherited.marker : 0;
 	a->tcb = usm_thread_pointer();
+	usm_pin_list(a, s);
 	atomic_store(&a->hooked, inherited.hooked);
 	return a;
 }
@@ -235,7 +233,7 @@ static long clone_agent(struct usm_agent *a)
 /* 0 with s->agent and s->answer_fd set, or a negative errno. */
 static int start_agent(struct usm_tagger_state *s, bool child)
 {
-	struct usm_agent *a = new_agent(child);
+	struct usm_agent *a = new_agent(s, child);
 	int pair[2];
 	long r;
 

@@ -47,17 +47,16 @@ void usm_tagger_register(uint64_t addr, size_t bytes);
 
 /* pins.c */
 
-/* Keeps the pages of [addr, addr + bytes) in memory from now on.  Any thread of a managed
- * process; without effect when the table is full (the daemon scans as well). */
-void usm_pin_range(struct usm_agent *a, uint64_t addr, size_t bytes);
-/* The same for what the kernel writes when the calling thread exits. */
+/* Keeps in memory, from now on, what the kernel writes when the calling thread exits.  Any thread
+ * of a managed process; without effect when the table is full (the daemon scans as well). */
 void usm_pin_thread(struct usm_agent *a);
 /* The calling thread's control block. */
 uint64_t usm_thread_pointer(void);
 /* Remembers a range whose pages a child does not inherit, and pins it if there is an agent. */
 void usm_pin_uninherited(uint64_t addr, size_t bytes);
-/* Pins in a child's own table what usm_pin_uninherited() was told before the fork. */
-void usm_pin_remembered(struct usm_agent *a);
+/* Fills the list of what a new agent pins by itself: the calling thread's pages, the state page and
+ * what usm_pin_uninherited() was told. */
+void usm_pin_list(struct usm_agent *a, const struct usm_tagger_state *s);
 
 /* patch.c */
 
