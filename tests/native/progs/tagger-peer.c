@@ -722,7 +722,8 @@ static void register_batch(int fd, uint64_t start)
 		.mode = UFFDIO_REGISTER_MODE_WP,
 	};
 
-	if (ioctl(fd, UFFDIO_REGISTER, &r) < 0)
+	/* ENOMEM: the program ended or called exec meanwhile. */
+	if (ioctl(fd, UFFDIO_REGISTER, &r) < 0 && errno != ENOMEM)
 		DIE("REGISTER of a batch");
 }
 

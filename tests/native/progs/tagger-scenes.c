@@ -81,7 +81,7 @@ static void scene_fork(const char *arg)
 
 	(void)arg;
 	fill(p, MANY, 1);
-	descend(p, 2);
+	descend(p, 1);
 }
 
 static void *short_thread(void *arg)
