@@ -232,7 +232,7 @@ assert_peak_within_pool() {
 assert_covered() {
 	local sums total registered
 
-	sums=$(awk '$1 == "cover" { t += $4; r += $5 } END { print t + 0, r + 0 }' "$SAMPLES")
+	sums=$(awk '$1 == "cover" { t += $4; r += $5 } END { printf "%.0f %.0f\n", t, r }' "$SAMPLES")
 	read -r total registered <<< "$sums"
 	note "registered $registered of $total KiB (summed over samples)"
 	[ "$total" -gt 0 ] || die "no sample of smaps was taken" || return 1
@@ -248,7 +248,7 @@ assert_managed() {
 		/^[0-9a-f]+-[0-9a-f]+ / { on = $2 ~ /^.w.p/ && $5 == 0 && $6 !~ /^\[v/; next }
 		on && $1 == "Size:" { size = $2 }
 		on && $1 == "VmFlags:" { t += size; if (/ u[mw]( |$)/) r += size }
-		END { print t + 0, r + 0 }' "/proc/$1/smaps")
+		END { printf "%.0f %.0f\n", t, r }' "/proc/$1/smaps")
 	read -r total registered <<< "$sums"
 	if [ "$total" -eq 0 ] || [ $((registered * 10)) -lt $((total * 9)) ]; then
 		die "process $1: only $registered of $total KiB registered"
@@ -267,7 +267,8 @@ assert_swap_used() {
 
 	[ "$SWAP_BEFORE" != "$(swap_file_sum)" ] || die "the swap file's content did not change" || return 1
 	read -r read_bytes write_bytes < <(awk '$1 == "io" {
-		if (!seen++) { r0 = $3; w0 = $4 } r = $3; w = $4 } END { print r - r0, w - w0 }' "$SAMPLES")
+		if (!seen++) { r0 = $3; w0 = $4 } r = $3; w = $4 }
+		END { printf "%.0f %.0f\n", r - r0, w - w0 }' "$SAMPLES")
 	note "engines read $read_bytes and wrote $write_bytes bytes"
 	[ "$write_bytes" -gt 0 ] || die "the engines wrote nothing to storage" || return 1
 	[ "$read_bytes" -gt 0 ] || die "the engines read nothing from storage" || return 1

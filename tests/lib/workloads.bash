@@ -124,7 +124,7 @@ work_sqlite() {
 }
 
 python_needs="python3"
-python_pool_mib=96
+python_pool_mib=88
 work_python() {
 	local result
 
