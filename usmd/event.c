@@ -62,16 +62,9 @@ static void cancel_operation(struct process *p)
 struct apply {
 	struct process *p;
 	bool remove; /* REMOVE: the mapping stays */
-	bool replay; /* references are not counted yet */
 	uint64_t delta; /* REMAP: to - from, in pages */
 	struct process *child;
 };
-
-static void drop_slot(struct apply *a, uint32_t slot)
-{
-	if (slot && !a->replay)
-		usm_swap_unref(a->p->core->swap, slot);
-}
 
 static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 {
@@ -102,11 +95,10 @@ static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 	}
 	if (PAGE_STATE(v) == PAGE_SWAPPED) {
 		atomic_fetch_sub(&p->nr_swapped, 1);
-		drop_slot(a, PAGE_VALUE(v));
+		usm_swap_unref(p->core->swap, PAGE_VALUE(v));
 	} else if (PAGE_STATE(v) == PAGE_RESIDENT && !new) {
 		atomic_fetch_sub(&p->nr_resident, 1);
-		if (!a->replay)
-			pool_release(p->core, PAGE_VALUE(v));
+		pool_release(p->core, PAGE_VALUE(v));
 	}
 	return 0;
 }
@@ -120,7 +112,7 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 	if (a->remove)
 		return;
 	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);
-	if (!a->replay && end - start >= LEAF_PAGES * USM_PAGE_SIZE)
+	if (end - start >= LEAF_PAGES * USM_PAGE_SIZE)
 		page_trim(p->core->arena, p->number, VPN(start), VPN(end));
 }
 
@@ -155,12 +147,16 @@ static int move_page(void *userdata, uint64_t vpn, page_entry *e)
 	if (moved && atomic_load(t) != moved) {
 		/* What the target range held before was unmapped; its event came first. */
 		if (atomic_load(t))
-			drop_page(&(struct apply){.p = p, .replay = a->replay}, to, t);
+			drop_page(&(struct apply){.p = p}, to, t);
 		if (PAGE_STATE(moved) == PAGE_RESIDENT)
 			pool_moved(p->core, PAGE_VALUE(moved), p->number, to);
 		atomic_store(t, moved);
 		if (PAGE_STATE(v) == PAGE_FILLING)
 			atomic_fetch_add(&p->nr_swapped, 1);
+	} else if (PAGE_STATE(moved) == PAGE_SWAPPED) {
+		/* An engine that died here had moved it, and the scan counted both entries. */
+		usm_swap_unref(p->core->swap, PAGE_VALUE(moved));
+		atomic_fetch_sub(&p->nr_swapped, 1);
 	}
 	atomic_store(e, left);
 	return 0;
@@ -215,8 +211,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	c = process_page(a->child, vpn, true);
 	if (!c)
 		return -ENOMEM;
-	if (!a->replay)
-		usm_swap_ref(a->p->core->swap, slot);
+	usm_swap_ref(a->p->core->swap, slot);
 	atomic_store(c, PAGE_ENTRY(PAGE_SWAPPED, slot));
 	atomic_fetch_add(&a->child->nr_swapped, 1);
 	return 0;
@@ -244,7 +239,7 @@ static void apply_fork(struct apply *a, int uffd)
 	int r = -EMFILE;
 
 	/* The child is already there if the engine died after publishing it. */
-	for (uint32_t i = 0; a->replay && i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
 		if (atomic_load(&p->core->arena->process[i].state) == PROCESS_LIVE &&
 		    p->core->arena->process[i].uffd == uffd)
 			return;
@@ -267,10 +262,8 @@ static void apply_fork(struct apply *a, int uffd)
 			cs->nonce = now_nsec() | 1;
 		a->child = child;
 		r = page_visit(p->core->arena, p->number, 0, VPN_MAX, copy_page, a);
-		if (r == 0 && !a->replay)
+		if (r == 0)
 			r = process_publish(child);
-		else if (r == 0)
-			atomic_store(&cs->state, PROCESS_LIVE);
 	}
 	if (r < 0) {
 		/* Nobody serves its userfaultfd, which stays open: it blocks, it never reads
@@ -356,12 +349,12 @@ static void apply_message(struct apply *a, const struct uffd_msg *m)
 	}
 }
 
-/* Applies the journal's n messages in their order; n may grow at a barrier. */
-static void apply_journal(struct process *p, unsigned n, uint64_t time)
+/* Applies the journal's messages from `first` on in their order; n may grow at a barrier. */
+static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_t time)
 {
 	struct apply a = {.p = p};
 
-	for (unsigned i = 0; i < n; i++) {
+	for (unsigned i = first; i < n; i++) {
 		struct uffd_msg *m = &p->shared->journal[i];
 
 		if (m->event == UFFD_EVENT_PAGEFAULT) {
@@ -409,7 +402,7 @@ static int read_once(struct process *p)
 		}
 		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 	}
-	apply_journal(p, (unsigned)n, now_nsec());
+	apply_journal(p, 0, (unsigned)n, now_nsec());
 	return (int)n;
 }
 
@@ -435,25 +428,22 @@ void event_readable(struct process *p)
 		event_read_latched(p);
 }
 
-void event_replay(struct process *p)
+void event_hold(struct process *p)
 {
-	struct apply a = {.p = p, .replay = true};
-	bool any = false;
-
-	for (unsigned i = 0; i < ARENA_JOURNAL; i++) {
-		struct uffd_msg *m = &p->shared->journal[i];
-
-		if (!m->event)
-			continue;
-		if (m->event != UFFD_EVENT_PAGEFAULT) {
-			any = true;
-			if (i >= atomic_load(&p->shared->journal_applied))
-				apply_message(&a, m);
-		}
-		*(volatile uint8_t *)&m->event = 0;
-	}
-	atomic_store(&p->shared->journal_applied, 0);
-	if (any)
-		cancel_operation(p);
+	atomic_store(&p->latch, LATCH_EXCLUSIVE);
+	for (unsigned i = 0; i < ARENA_JOURNAL; i++)
+		if (p->shared->journal[i].event && p->shared->journal[i].event != UFFD_EVENT_PAGEFAULT)
+			cancel_operation(p);
 	gate_leave(p);
+}
+
+void event_resume(struct process *p)
+{
+	unsigned n = ARENA_JOURNAL;
+
+	/* read() fills it from the start, and what it did not fill is zero. */
+	while (n && !p->shared->journal[n - 1].event)
+		n--;
+	apply_journal(p, atomic_load(&p->shared->journal_applied), n, now_nsec());
+	event_read_latched(p);
 }

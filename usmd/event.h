@@ -15,7 +15,12 @@
 void event_readable(struct process *p);
 /* The caller holds the latch exclusively; it is let go. */
 void event_read_latched(struct process *p);
-/* A new engine: applies what the dead one had read but not applied, gives the agent's
- * gate back.  Single-threaded, before the page tables are scanned; slots and frames are
- * not counted yet, so references are left alone. */
-void event_replay(struct process *p);
+/*
+ * A new engine, single-threaded: p's latch is held from here on, so that no page is
+ * installed before what the dead engine had read is applied; the agent gets its gate
+ * back and carries nothing out that an unapplied event has made stale.
+ */
+void event_hold(struct process *p);
+/* With all threads running: applies the rest of the dead engine's journal, reads on, lets
+ * the latch go.  May wait for p's agent, as a FORK does. */
+void event_resume(struct process *p);

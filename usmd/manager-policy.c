@@ -77,7 +77,7 @@ static struct pool *loaded_pool(struct manager *m, const char *policy)
 int manager_pool(struct manager *m, const char *policy, struct pool **ret, char **ret_message)
 {
 	struct pool *pool = loaded_pool(m, policy);
-	char file[PATH_MAX];
+	char file[PATH_MAX + USM_NAME_MAX + 8];
 	int r;
 
 	if (!pool) {

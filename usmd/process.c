@@ -169,6 +169,16 @@ void process_latch(struct process *p)
 	}
 }
 
+bool process_try_latch(struct process *p)
+{
+	uint32_t v = atomic_load(&p->latch);
+
+	while (!(v & (LATCH_EXCLUSIVE | LATCH_PENDING)))
+		if (atomic_compare_exchange_weak(&p->latch, &v, v + 1))
+			return true;
+	return false;
+}
+
 static void latch_wake(struct process *p)
 {
 	if (atomic_load(&p->latch_waiters))

@@ -57,7 +57,7 @@ struct process {
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
 	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
 	_Atomic bool forget;	      /* the reclaim thread is to give its operation up */
-	bool kill_logged;
+	bool held; /* recovery holds its latch until its journal is applied */
 
 	_Atomic int64_t nr_resident, nr_swapped;
 	_Atomic uint64_t nr_unevictable;
@@ -75,6 +75,8 @@ struct process {
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];
 		unsigned nr_unshare;
+		uint32_t slot[USM_OPS_BATCH]; /* reserved for the operation under way */
+		unsigned nr_slots;
 	} evict;
 	/* The janitor's own. */
 	struct {
@@ -108,6 +110,8 @@ void process_kill(struct process *p, uint64_t addr, const char *reason);
 
 /* Waits while somebody reads events.  Never called while holding it. */
 void process_latch(struct process *p);
+/* The same for who must not wait: false while somebody reads. */
+bool process_try_latch(struct process *p);
 /* Lets go; reads the userfaultfd if somebody left that to us. */
 void process_unlatch(struct process *p);
 /* The same for the reclaim thread, which must not read (a FORK would wait for it): leaves it to

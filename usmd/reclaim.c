@@ -144,6 +144,13 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 	r->nr_posted++;
 }
 
+/* Slots that were reserved for more pages than there are. */
+static void return_slots(struct process *p, unsigned keep)
+{
+	while (p->evict.nr_slots > keep)
+		usm_swap_unref(p->core->swap, p->evict.slot[--p->evict.nr_slots]);
+}
+
 static bool removed_recently(struct core *c, uint64_t v)
 {
 	return v & PAGE_REMOVED &&
@@ -167,6 +174,57 @@ static int protect_claimed(struct process *p, unsigned n, bool on)
 	return 0;
 }
 
+/* Gives slots of unchanged resident pages back.  Returns how many. */
+static unsigned drop_clean_slots(struct core *c)
+{
+	static uint32_t hand;
+	uint32_t frames[256];
+	unsigned dropped = 0;
+
+	for (unsigned k = 0; k < ARENA_POOLS; k++) {
+		struct pool *pool = c->pool[k];
+
+		if (!pool)
+			continue;
+		for (unsigned scanned = 0; scanned < CLEAN_SCAN; scanned += ARRAY_SIZE(frames)) {
+			unsigned n = pool_hand(pool, -1, &hand, frames, ARRAY_SIZE(frames));
+
+			for (unsigned i = 0; i < n; i++) {
+				struct arena_frame *f = pool_frame(c, frames[i]);
+				uint64_t owner = atomic_load(&f->owner);
+				struct process *p;
+				page_entry *e;
+				uint64_t v;
+
+				if (!owner || !atomic_load(&f->clean_slot))
+					continue;
+				p = &c->process[ARENA_OWNER_PROCESS(owner)];
+				p = process_get(c, p->number, p->generation);
+				if (!p)
+					continue;
+				if (!process_try_latch(p)) {
+					process_put(p);
+					continue;
+				}
+				e = process_page(p, ARENA_OWNER_VPN(owner), false);
+				v = e ? atomic_load(e) : 0;
+				if (PAGE_STATE(v) == PAGE_RESIDENT && PAGE_VALUE(v) == frames[i] &&
+				    !(v & PAGE_LAZY)) {
+					uint32_t slot = atomic_exchange(&f->clean_slot, 0);
+
+					if (slot) {
+						usm_swap_unref(c->swap, slot);
+						dropped++;
+					}
+				}
+				process_unlatch_reclaim(p);
+				process_put(p);
+			}
+		}
+	}
+	return dropped;
+}
+
 /*
  * Claims those of the frames that are resident pages of p and may leave, and hands
  * them to its agent.  Returns how many; the others are moved to the end of frames[].
@@ -184,6 +242,15 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 	bool lazy = !(atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 
 	n = MIN(n, USM_OPS_BATCH);
+	/* A page is not taken out before there is a place for it. */
+	p->evict.nr_slots = usm_swap_alloc(c->swap, p->evict.slot, n);
+	if (p->evict.nr_slots < n && drop_clean_slots(c))
+		p->evict.nr_slots += usm_swap_alloc(c->swap, p->evict.slot + p->evict.nr_slots,
+						    n - p->evict.nr_slots);
+	if (!p->evict.nr_slots || !process_try_latch(p)) {
+		return_slots(p, 0);
+		return 0;
+	}
 	for (unsigned i = 0; i < n; i++) {
 		v[i].vpn = ARENA_OWNER_VPN(atomic_load(&pool_frame(c, frames[i])->owner));
 		v[i].frame = frames[i];
@@ -192,12 +259,11 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 	atomic_store(&p->ops->inflight, 1);
 	nr_pins = read_pins(p, pins);
 
-	process_latch(p);
 	for (unsigned i = 0; i < n; i++) {
 		page_entry *e = process_page(p, v[i].vpn, false);
 		uint64_t old = e ? atomic_load(e) : 0;
 
-		if (atomic_load(&p->barrier) || PAGE_STATE(old) != PAGE_RESIDENT ||
+		if (k == p->evict.nr_slots || atomic_load(&p->barrier) || PAGE_STATE(old) != PAGE_RESIDENT ||
 		    PAGE_VALUE(old) != v[i].frame || removed_recently(c, old) ||
 		    bsearch(&v[i].vpn, pins, nr_pins, sizeof(*pins), compare_vpn) ||
 		    !atomic_compare_exchange_strong(
@@ -227,6 +293,7 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 	else
 		atomic_store(&p->ops->inflight, 0);
 	process_unlatch_reclaim(p);
+	return_slots(p, k);
 	if (k)
 		send_work(p);
 	memcpy(frames + k, rest, left * sizeof(*rest));
@@ -290,85 +357,43 @@ static bool is_zero(const uint8_t *page)
 	return !page[0] && !memcmp(page, page + 1, USM_PAGE_SIZE - 1);
 }
 
-/* Its content stays with the program: no slot could take it. */
+/*
+ * Its content stays with the program: no device could take it.  While a FORK waits for
+ * us, what was read after it is not applied, and the address may be another mapping's by
+ * now: then the content cannot be placed, and the program cannot go on.
+ */
 static void put_back(struct process *p, unsigned i, page_entry *e, const uint8_t *page)
 {
 	uint64_t vpn = p->shared->op_vpn[i];
 
 	for (;;) {
-		bool latched = !atomic_load(&p->barrier);
-		uint64_t v;
+		uint64_t v = atomic_load(e);
 		unsigned done;
-		int r = 0;
+		int r = -EAGAIN;
 
-		if (latched)
-			process_latch(p);
-		v = atomic_load(e);
-		if (!(v & (PAGE_GONE | PAGE_DISCARD)))
-			r = userfault_copy(p->shared->uffd, vpn, page, 1, &done);
-		if (r == 0 || r == -EEXIST || r == -ESRCH || r == -ENOENT)
-			finish(p, i, e,
-			       r == -ENOENT || v & (PAGE_GONE | PAGE_DISCARD) ?
-				       0 :
-				       PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
-		if (latched)
+		if (process_try_latch(p)) {
+			v = atomic_load(e);
+			if (!(v & (PAGE_GONE | PAGE_DISCARD)))
+				r = userfault_copy(p->shared->uffd, vpn, page, 1, &done);
+			else
+				r = -ENOENT;
+			if (r == 0 || r == -EEXIST || r == -ESRCH || r == -ENOENT)
+				finish(p, i, e,
+				       r == -ENOENT ? 0 : PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
 			process_unlatch_reclaim(p);
-		if (r != -EAGAIN && r != -ENOMEM)
+			if (r != -EAGAIN && r != -ENOMEM)
+				return;
+		} else if (atomic_load(&p->barrier)) {
+			finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
+			process_kill(p, VADDR(vpn), "its page could not be written to swap during a fork");
 			return;
+		}
 		if (atomic_load(&p->gone)) {
 			finish(p, i, e, 0);
 			return;
 		}
 		usleep(PUT_BACK_USEC);
 	}
-}
-
-/* Gives slots of unchanged resident pages back.  Returns how many. */
-static unsigned drop_clean_slots(struct core *c)
-{
-	static uint32_t hand;
-	uint32_t frames[256];
-	unsigned dropped = 0;
-
-	for (unsigned k = 0; k < ARENA_POOLS; k++) {
-		struct pool *pool = c->pool[k];
-
-		if (!pool)
-			continue;
-		for (unsigned scanned = 0; scanned < CLEAN_SCAN; scanned += ARRAY_SIZE(frames)) {
-			unsigned n = pool_hand(pool, -1, &hand, frames, ARRAY_SIZE(frames));
-
-			for (unsigned i = 0; i < n; i++) {
-				struct arena_frame *f = pool_frame(c, frames[i]);
-				uint64_t owner = atomic_load(&f->owner);
-				struct process *p;
-				page_entry *e;
-				uint64_t v;
-
-				if (!owner || !atomic_load(&f->clean_slot))
-					continue;
-				p = &c->process[ARENA_OWNER_PROCESS(owner)];
-				p = process_get(c, p->number, p->generation);
-				if (!p)
-					continue;
-				process_latch(p);
-				e = process_page(p, ARENA_OWNER_VPN(owner), false);
-				v = e ? atomic_load(e) : 0;
-				if (PAGE_STATE(v) == PAGE_RESIDENT && PAGE_VALUE(v) == frames[i] &&
-				    !(v & PAGE_LAZY)) {
-					uint32_t slot = atomic_exchange(&f->clean_slot, 0);
-
-					if (slot) {
-						usm_swap_unref(c->swap, slot);
-						dropped++;
-					}
-				}
-				process_unlatch_reclaim(p);
-				process_put(p);
-			}
-		}
-	}
-	return dropped;
 }
 
 /* A page whose content must go to a slot; stays: it is still present too (LAZY). */
@@ -405,10 +430,14 @@ static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *
 	unsigned written = 0;
 
 	for (unsigned attempt = 0; n && attempt < 3; attempt++) {
-		unsigned got = usm_swap_alloc(c->swap, slots, n), left = 0;
+		unsigned left = 0, got = MIN(n, p->evict.nr_slots);
 
-		if (got < n && drop_clean_slots(c))
-			got += usm_swap_alloc(c->swap, slots + got, n - got);
+		/* First what was reserved; a new engine, or another try, takes new ones. */
+		memcpy(slots, p->evict.slot, got * sizeof(*slots));
+		memmove(p->evict.slot, p->evict.slot + got,
+			(p->evict.nr_slots - got) * sizeof(*slots));
+		p->evict.nr_slots -= got;
+		got += usm_swap_alloc(c->swap, slots + got, n - got);
 		if (!got)
 			break;
 		for (unsigned k = 0; k < got; k++)
@@ -479,6 +508,7 @@ static void end_operation(struct reclaim *r, struct process *p)
 	if (!p->evict.stalled && r->nr_posted)
 		r->nr_posted--;
 	p->evict.stalled = false;
+	return_slots(p, 0);
 	atomic_store(&p->ops->inflight, 0);
 	atomic_store(&p->shared->op_state, OP_IDLE);
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
@@ -1005,6 +1035,8 @@ void reclaim_add(struct process *p)
 
 	p->evict.in_epoll = epoll_ctl(p->core->reclaim->epoll_fd, EPOLL_CTL_ADD, p->shared->sock,
 				      &ev) == 0;
+	if (atomic_load(&p->shared->op_state) == OP_POSTED)
+		send_work(p); /* a dead engine may not have got to it */
 	kick(p->core->reclaim);
 }
 

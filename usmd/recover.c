@@ -192,6 +192,13 @@ static int recover_process(struct core *c, uint32_t number)
 		if (r < 0)
 			return r;
 	}
+	/* Recorded, but the agent was never asked. */
+	if (p->ops && p->shared->op_state != OP_IDLE && atomic_load(&p->ops->req) != p->shared->op_seq)
+		p->shared->op_state = OP_IDLE;
+	if (p->ops && p->shared->op_state == OP_IDLE)
+		atomic_store(&p->ops->inflight, 0);
+	event_hold(p);
+	p->held = true;
 	residents.p = p;
 	residents.error = 0;
 	r = page_visit(c->arena, number, 0, VPN_MAX, scan_page, &residents);
@@ -200,6 +207,7 @@ static int recover_process(struct core *c, uint32_t number)
 	if (p->shared->op_state != OP_IDLE && p->shared->op_kind != USM_OPS_UNSHARE)
 		atomic_store(&p->nr_evicting, MIN(p->shared->op_n, USM_OPS_BATCH));
 	p->evict.posted_nsec = now_nsec();
+	p->evict.stalled = true; /* not one of those that this engine counts */
 	if (residents.error < 0)
 		process_kill(p, 0, "its page table holds an invalid entry after the engine's death");
 	return 0;
@@ -228,25 +236,16 @@ int recover_processes(struct core *c)
 	}
 	arena_nodes_recover(c->arena, nodes, top);
 	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
-		struct process *p = &c->process[i];
-		struct usm_agent_ops *ops = NULL;
-
-		if (p->shared->state != PROCESS_LIVE)
-			continue;
-		if (p->shared->opsfd >= 0 && process_map_ops(p) >= 0)
-			ops = p->ops;
-		event_replay(p);
-		p->ops = NULL;
-		if (ops)
-			munmap(ops, USM_OPS_BYTES);
-	}
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
 		struct arena_process *s = &c->arena->process[i];
 		int r;
 
+		if (s->state == PROCESS_BUILDING && s->is_child) {
+			/* Its FORK is still in its parent's journal and is applied again. */
+			page_table_free(c->arena, i);
+			continue;
+		}
 		if (s->state == PROCESS_BUILDING) {
-			/* A fork that was not replayed or a handshake that died with the engine:
-			 * nothing of it can have been evicted. */
+			/* A handshake that died with the engine: nothing can have been evicted. */
 			if (s->uffd >= 0)
 				close(s->uffd);
 			if (s->opsfd >= 0)
@@ -346,6 +345,16 @@ void recover_wake(struct core *c)
 		if (p->shared->sock >= 0 && p->ops)
 			reclaim_add(p);
 		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
-		event_readable(p);
 	}
+	for (int barrier = 0; barrier < 2; barrier++)
+		for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+			struct process *p = &c->process[i];
+
+			/* Those that have to wait for their agents come last. */
+			if (p->shared->state == PROCESS_LIVE && p->held &&
+			    (atomic_load(&p->nr_evicting) > 0) == barrier) {
+				p->held = false;
+				event_resume(p);
+			}
+		}
 }
