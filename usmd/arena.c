@@ -86,7 +86,8 @@ int arena_new(struct arena **ret)
 	a->hash = (struct usm_hash *)(base + h.off_hash);
 	a->node = (union arena_node *)(base + h.off_node);
 	a->fd = fd;
-	r = arena_reserve(a, base, h.off_process);
+	/* Header and processes: read() writes events into a record, and must find memory. */
+	r = arena_reserve(a, base, h.off_root);
 	if (r >= 0)
 		r = nodes_new(a);
 	if (r < 0) {
