@@ -18,6 +18,10 @@
 #define OOM_WAIT_USEC 10000
 /* "The pool is exceeded" is logged at most this often. */
 #define OOM_LOG_NSEC 5000000000ull
+/* There are free frames and the policy gives none: it may not have been told of them yet; after
+ * this many times it is wrong, and usmd chooses itself. */
+#define POLICY_REFUSALS	    100
+#define POLICY_REFUSAL_USEC 100
 /* Retries of an install that meets unread events before it gives its processor away. */
 #define INSTALL_SPINS 16
 
@@ -262,7 +266,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 	struct pool *pool = atomic_load(&p->pool);
 	uint64_t vpn[USM_OPS_BATCH];
 	unsigned have = f->frame[0] != 0, want = f->n;
-	bool stubborn = false;
+	unsigned refusals = 0;
 	int r = 0;
 
 	for (unsigned i = 0; i < f->n; i++)
@@ -280,7 +284,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			want = 1;
 		if (!limited && core_free_frames(c) > 0) {
 			have = policy_alloc(pool, p->number, vpn, want, type, f->frame);
-			if (!have && stubborn)
+			if (!have && refusals > POLICY_REFUSALS)
 				have = pool_take_any(pool, p->number, vpn[0], &f->frame[0]);
 			if (have)
 				break;
@@ -296,7 +300,8 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			break;
 		}
 		if (reclaim_wait(c, limited ? p : NULL)) {
-			stubborn = true; /* there are free frames; a policy that sees none is wrong */
+			if (refusals++)
+				usleep(POLICY_REFUSAL_USEC);
 			continue;
 		}
 		r = out_of_frames(p, pool, vpn[0], limited, &f->frame[0]);

@@ -634,8 +634,15 @@ int manager_start(struct manager *m)
 	struct core *c = &m->core;
 	struct arena_header *h = c->arena->h;
 	bool again = atomic_load(&h->nr_restarts) > 0;
+	_cleanup_free_ uint8_t *stale = NULL;
+	unsigned nr_stale = 0;
 	int r;
 
+	if (again) {
+		r = recover_note_descriptors(c, m->options->keep, KEEPER_FDS, &stale, &nr_stale);
+		if (r < 0)
+			return log_error_errno(r, "Cannot look at the descriptors: %m");
+	}
 	r = load_config(m, &m->config);
 	if (r < 0)
 		return r;
@@ -656,7 +663,7 @@ int manager_start(struct manager *m)
 	if (r < 0)
 		return log_error_errno(r, "Cannot open the swap devices: %m");
 	if (again)
-		recover_close_descriptors(c, m->options->keep, KEEPER_FDS);
+		recover_close_descriptors(stale, nr_stale);
 	r = open_descriptors(c);
 	if (r < 0)
 		return log_error_errno(r, "Cannot open the engine's descriptors: %m");

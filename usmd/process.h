@@ -71,6 +71,7 @@ struct process {
 	/* The reclaim thread's own. */
 	struct {
 		bool in_epoll, stalled, forgotten;
+		bool recovered; /* its operation was posted by a dead engine */
 		uint64_t posted_nsec;
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];

@@ -507,7 +507,7 @@ static void end_operation(struct reclaim *r, struct process *p)
 
 	if (!p->evict.stalled && r->nr_posted)
 		r->nr_posted--;
-	p->evict.stalled = false;
+	p->evict.stalled = p->evict.recovered = false;
 	return_slots(p, 0);
 	atomic_store(&p->ops->inflight, 0);
 	atomic_store(&p->shared->op_state, OP_IDLE);
@@ -667,6 +667,11 @@ static void check_operations(struct reclaim *r)
 		state = atomic_load(&p->shared->op_state);
 		if (state == OP_IDLE || !p->ops)
 			continue;
+		if (p->evict.recovered) {
+			p->evict.recovered = false;
+			p->evict.posted_nsec = now;
+			r->nr_posted++;
+		}
 		if (atomic_load(&p->ops->done) == p->shared->op_seq) {
 			collect(r, p);
 			if (p->evict.nr_unshare && can_post(p))

@@ -43,20 +43,20 @@ static void mark(uint8_t *known, unsigned n, int fd)
 		known[fd] = 1;
 }
 
-void recover_close_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep)
+int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep, uint8_t **ret,
+			     unsigned *ret_n)
 {
-	unsigned n = (unsigned)sysconf(_SC_OPEN_MAX);
-	_cleanup_free_ uint8_t *known = NULL;
+	unsigned n = MIN((unsigned)sysconf(_SC_OPEN_MAX), 1u << 20);
+	_cleanup_free_ uint8_t *stale = calloc(1, n), *known = calloc(1, n);
 	_cleanup_closedir_ DIR *d = opendir("/proc/self/fd");
 	struct arena_header *h = c->arena->h;
 	struct dirent *de;
 
-	n = MIN(n, 1u << 20);
-	known = calloc(1, n);
-	if (!d || !known)
-		return;
+	if (!d || !known || !stale)
+		return -ENOMEM;
+	memset(known, 1, 3);
 	for (unsigned i = 0; i < MIN(n, nr_keep); i++)
-		known[i] = keep[i];
+		known[i] |= keep[i];
 	mark(known, n, c->arena->fd);
 	mark(known, n, h->dev_fd);
 	mark(known, n, h->attach_fd);
@@ -76,13 +76,27 @@ void recover_close_descriptors(struct core *c, const uint8_t *keep, unsigned nr_
 		mark(known, n, s->sock);
 		mark(known, n, s->opsfd);
 		mark(known, n, s->pidfd);
+		/* A FORK event that was read and not applied: its child's userfaultfd. */
+		for (unsigned k = 0; k < ARENA_JOURNAL; k++)
+			if (s->journal[k].event == UFFD_EVENT_FORK)
+				mark(known, n, (int)s->journal[k].arg.fork.ufd);
 	}
 	while ((de = readdir(d))) {
 		int fd = atoi(de->d_name);
 
-		if (de->d_name[0] != '.' && fd > 2 && (unsigned)fd < n && !known[fd])
-			close(fd);
+		if (de->d_name[0] != '.' && fd >= 0 && (unsigned)fd < n && !known[fd])
+			stale[fd] = 1;
 	}
+	*ret = TAKE_PTR(stale);
+	*ret_n = n;
+	return 0;
+}
+
+void recover_close_descriptors(const uint8_t *stale, unsigned n)
+{
+	for (unsigned fd = 0; fd < n; fd++)
+		if (stale[fd])
+			close((int)fd);
 }
 
 static int add_resident(struct scan *s, uint64_t vpn, uint32_t frame, bool evicting)
@@ -207,10 +221,23 @@ static int recover_process(struct core *c, uint32_t number)
 	if (p->shared->op_state != OP_IDLE && p->shared->op_kind != USM_OPS_UNSHARE)
 		atomic_store(&p->nr_evicting, MIN(p->shared->op_n, USM_OPS_BATCH));
 	p->evict.posted_nsec = now_nsec();
-	p->evict.stalled = true; /* not one of those that this engine counts */
+	p->evict.recovered = true;
 	if (residents.error < 0)
 		process_kill(p, 0, "its page table holds an invalid entry after the engine's death");
 	return 0;
+}
+
+static void close_recorded(struct arena_process *s)
+{
+	int32_t *fds[] = {&s->uffd, &s->sock, &s->opsfd, &s->pidfd};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
+		int fd = *fds[i];
+
+		*fds[i] = -1;
+		if (fd >= 0)
+			close(fd);
+	}
 }
 
 int recover_processes(struct core *c)
@@ -246,18 +273,20 @@ int recover_processes(struct core *c)
 		}
 		if (s->state == PROCESS_BUILDING) {
 			/* A handshake that died with the engine: nothing can have been evicted. */
-			if (s->uffd >= 0)
-				close(s->uffd);
-			if (s->opsfd >= 0)
-				close(s->opsfd);
+			close_recorded(s);
 			page_table_free(c->arena, i);
 			s->state = PROCESS_FREE;
 			continue;
 		}
+		if (s->state == PROCESS_DYING) {
+			/* It has ended, or everything was brought back into it: what its table still
+			 * names is not counted, and so is free. */
+			page_table_free(c->arena, i);
+			close_recorded(s);
+			s->state = PROCESS_FREE;
+		}
 		if (s->state == PROCESS_FREE)
 			continue;
-		if (s->state == PROCESS_DYING)
-			s->state = PROCESS_LIVE; /* the janitor ends it again */
 		r = recover_process(c, i);
 		if (r < 0)
 			return r;

@@ -8,9 +8,14 @@
 
 #include "core.h"
 
-/* Closes every descriptor that nothing in the arena names: the dead engine's sockets, rings,
- * epolls.  After usm_swap_new(), which has waited for its writes. */
-void recover_close_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep);
+/*
+ * Before the new engine opens anything: which descriptors nothing in the arena names:
+ * the dead engine's sockets, rings, epolls.  *ret: malloc'd, one byte a descriptor.
+ */
+int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep, uint8_t **ret,
+			     unsigned *ret_n);
+/* After usm_swap_new(), which has waited for the dead engine's writes. */
+void recover_close_descriptors(const uint8_t *stale, unsigned n);
 
 /* Step 1, before policies are loaded: processes, journals, slots.  -errno. */
 int recover_processes(struct core *c);
