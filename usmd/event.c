@@ -24,11 +24,13 @@
 /* While a barrier waits, it looks for events that the agent may be waiting for. */
 #define BARRIER_WAIT_NSEC 1000000l
 
+/* Only what a reader holds: a new engine may find the agent's own hold there. */
 static void gate_leave(struct process *p)
 {
-	if (!p->ops)
+	uint32_t reader = USM_GATE_READER;
+
+	if (!p->ops || !atomic_compare_exchange_strong(&p->ops->gate, &reader, USM_GATE_IDLE))
 		return;
-	atomic_store(&p->ops->gate, USM_GATE_IDLE);
 	if (atomic_load(&p->ops->gate_waiters))
 		syscall(SYS_futex, &p->ops->gate, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }

@@ -13,6 +13,8 @@
  * A state is left by compare-and-swap, by its owner only; others add flags:
  *   WANTED   (EVICTING) a fault waits: wake the page when it has left
  *   GONE     (EVICTING, FILLING) unmapped: the owner drops it
+ *   FREED    (EVICTING) one madvise() was announced: the agent's own MADV_FREE (reclaim.c),
+ *            if the agent gets so far
  *   DISCARD  (EVICTING) madvise(DONTNEED): content that has left already is dropped
  *   REMOVED  (RESIDENT) madvise() was announced and may not have been carried out:
  *            not to be evicted before STAMP plus PAGE_REMOVE_TICKS, or the old content
@@ -50,6 +52,7 @@ enum page_state {
 #define PAGE_REMOVED (1ull << 6)
 
 #define PAGE_LAZY    (1ull << 7)
+#define PAGE_FREED   (1ull << 24)
 
 #define PAGE_STATE(e) ((enum page_state)((e) & 7))
 #define PAGE_VALUE(e) ((uint32_t)((e) >> 32))

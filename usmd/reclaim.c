@@ -26,6 +26,8 @@
 #define IDLE_MSEC 5
 /* With operations under way: look for stalled ones this often. */
 #define BUSY_MSEC 200
+/* An ended operation whose events are being applied. */
+#define AGAIN_MSEC 1
 /* Passes without a victim before a waiting fault is told that nothing can leave. */
 #define IDLE_PASSES 2
 #define REQUESTS 32
@@ -50,6 +52,7 @@ struct reclaim {
 	_Atomic bool stop, kicked;
 	bool reclaiming;
 	unsigned nr_posted; /* operations under way that are not stalled */
+	bool again;	    /* an operation has ended, and its events are just being applied */
 	struct arena_worker *record;
 
 	pthread_mutex_t lock; /* what follows; leaf */
@@ -315,9 +318,10 @@ static void post_unshare(struct reclaim *r, struct process *p)
 /*
  * Leaves EVICTING for `to`, unless the page was unmapped or discarded meanwhile.
  * Returns what was published.  A slot in `to` comes with a reference of its own, or is
- * the frame's clean slot, whose reference moves.
+ * the frame's clean slot, whose reference moves.  Not taken: the agent left it alone, so
+ * what was announced was the program's.
  */
-static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to)
+static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64_t to, bool taken)
 {
 	struct core *c = p->core;
 	uint64_t v = atomic_load(e), new;
@@ -329,10 +333,12 @@ static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to
 	if (PAGE_STATE(to) == PAGE_SWAPPED)
 		atomic_fetch_add(&p->nr_swapped, 1);
 	do {
+		bool discard = v & (taken ? PAGE_DISCARD : PAGE_DISCARD | PAGE_FREED);
+
 		new = to;
-		if (v & PAGE_GONE || (v & PAGE_DISCARD && PAGE_STATE(to) != PAGE_RESIDENT))
+		if (v & PAGE_GONE || (discard && PAGE_STATE(to) != PAGE_RESIDENT))
 			new = 0;
-		else if (v & PAGE_DISCARD)
+		else if (discard)
 			new = PAGE_WITH_STAMP((to | PAGE_REMOVED) & ~PAGE_LAZY,
 					      atomic_load(&c->tick));
 	} while (!atomic_compare_exchange_weak(e, &v, new));
@@ -350,6 +356,11 @@ static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to
 	if (v & PAGE_WANTED || PAGE_STATE(new) == PAGE_RESIDENT)
 		userfault_wake(p->shared->uffd, p->shared->op_vpn[i], 1);
 	return new;
+}
+
+static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to)
+{
+	return finish_page(p, i, e, to, true);
 }
 
 static bool is_zero(const uint8_t *page)
@@ -546,16 +557,20 @@ static void collect(struct reclaim *r, struct process *p)
 		r->entry[i] = e;
 		if (PAGE_STATE(v) != PAGE_EVICTING)
 			continue;
+		slot = atomic_load(&pool_frame(c, PAGE_VALUE(v))->clean_slot);
 		if (res == -ENOENT) {
-			finish(p, i, e, 0);
+			/* The kernel had dropped it already (LAZY), or the program did. */
+			finish_page(p, i, e, v & PAGE_LAZY && slot ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0,
+				    false);
 			continue;
 		}
 		stays = lazy && res == -EBUSY;
 		if (res != 0 && !stays) {
 			if (lazy)
 				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
-			if (finish(p, i, e,
-				   PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY)))
+			if (finish_page(p, i, e,
+					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
+					!lazy))
 				stay[nr_stay++] = PAGE_VALUE(v);
 			refused |= res == -EPERM;
 			nr_pinned += res == -EBUSY || res == -EINVAL;
@@ -574,7 +589,6 @@ static void collect(struct reclaim *r, struct process *p)
 		}
 		if (stays)
 			stay[nr_stay++] = PAGE_VALUE(v);
-		slot = atomic_load(&pool_frame(c, PAGE_VALUE(v))->clean_slot);
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
 				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
@@ -611,6 +625,21 @@ static void collect(struct reclaim *r, struct process *p)
 	r->now_done = r->now_posted;
 	pthread_cond_broadcast(&r->cond);
 	pthread_mutex_unlock(&r->lock);
+}
+
+/*
+ * The agent has ended its operation.  LAZYFREE makes events of its own, which were read
+ * before that: are they applied, or told at a barrier (event.c)?
+ */
+static bool can_collect(struct process *p)
+{
+	if (p->shared->op_kind != USM_OPS_LAZYFREE)
+		return true;
+	if (process_try_latch(p)) {
+		process_unlatch_reclaim(p);
+		return true;
+	}
+	return atomic_load(&p->barrier);
 }
 
 /* The program is dead: nobody needs the pages of its operation. */
@@ -673,6 +702,10 @@ static void check_operations(struct reclaim *r)
 			r->nr_posted++;
 		}
 		if (atomic_load(&p->ops->done) == p->shared->op_seq) {
+			if (!can_collect(p)) {
+				r->again = true;
+				continue;
+			}
 			collect(r, p);
 			if (p->evict.nr_unshare && can_post(p))
 				post_unshare(r, p);
@@ -892,6 +925,7 @@ static void *reclaim_main(void *arg)
 			process_put(p);
 		}
 		atomic_store(&r->kicked, false);
+		r->again = false;
 		check_operations(r);
 		check_tight(c);
 		posted = serve_now(r);
@@ -909,6 +943,8 @@ static void *reclaim_main(void *arg)
 		} else {
 			timeout = r->nr_posted ? BUSY_MSEC : demand ? IDLE_MSEC : -1;
 		}
+		if (r->again)
+			timeout = AGAIN_MSEC;
 	}
 	return NULL;
 }

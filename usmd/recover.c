@@ -162,10 +162,21 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 	case PAGE_EVICTING:
 		if (in_operation(p, vpn)) {
 			v &= ~PAGE_WANTED; /* everybody is woken */
-		} else {
-			/* Claimed, and the agent never heard of it. */
-			v = v & PAGE_GONE ? 0 : PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
+			break;
 		}
+		/* Claimed, and the agent never heard of it. */
+		if (v & PAGE_LAZY && !(v & (PAGE_GONE | PAGE_DISCARD | PAGE_FREED)) &&
+		    PAGE_VALUE(v) < s->c->arena->h->nr_frames_assigned)
+			slot = pool_frame(s->c, PAGE_VALUE(v))->clean_slot;
+		if (slot)
+			v = PAGE_ENTRY(PAGE_SWAPPED, slot);
+		else if (v & PAGE_GONE)
+			v = 0;
+		else if (v & (PAGE_DISCARD | PAGE_FREED))
+			v = PAGE_WITH_STAMP(PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_REMOVED,
+					    0);
+		else
+			v = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
 		break;
 	case PAGE_SWAPPED:
 		slot = PAGE_VALUE(v);
