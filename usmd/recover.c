@@ -158,6 +158,8 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 			slot = pool_frame(s->c, PAGE_VALUE(v))->clean_slot;
 		if (slot)
 			v = PAGE_ENTRY(PAGE_SWAPPED, slot);
+		else if (v & PAGE_REMOVED)
+			v = PAGE_WITH_STAMP(v, atomic_load(&s->c->tick)); /* a new clock */
 		break;
 	case PAGE_EVICTING:
 		if (in_operation(p, vpn)) {
@@ -330,7 +332,8 @@ int recover_frames(struct core *c)
 {
 	struct scan *s = &residents;
 
-	qsort(s->list, s->n, sizeof(*s->list), compare_age);
+	if (s->n)
+		qsort(s->list, s->n, sizeof(*s->list), compare_age);
 	/* Frames are told to the policies anew, oldest first, and may get other numbers. */
 	for (unsigned i = 0; i < ARENA_POOLS; i++) {
 		struct pool *pool = c->pool[i];
