@@ -131,6 +131,12 @@ void page_trim(struct arena *a, uint32_t process, uint64_t first, uint64_t end)
 	}
 }
 
+/* Not in a table that page_table_mark() has refused. */
+static bool is_node(struct arena *a, uint32_t node)
+{
+	return node && node < a->h->nr_nodes;
+}
+
 void page_table_free(struct arena *a, uint32_t process)
 {
 	_Atomic uint32_t *root = arena_root(a, process);
@@ -138,12 +144,12 @@ void page_table_free(struct arena *a, uint32_t process)
 	for (uint32_t i = 0; i < ARENA_ROOT; i++) {
 		uint32_t inner = root_page_used(a, process, i) ? atomic_load(&root[i]) : 0;
 
-		if (!inner)
+		if (!is_node(a, inner))
 			continue;
 		for (uint32_t j = 0; j < INNER_ENTRIES; j++) {
 			uint32_t leaf = atomic_load(&a->node[inner].inner[j]);
 
-			if (!leaf)
+			if (!is_node(a, leaf))
 				continue;
 			atomic_store(&a->node[inner].inner[j], 0);
 			arena_node_release(a, leaf);
