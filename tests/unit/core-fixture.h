@@ -85,6 +85,8 @@ static inline void core_fixture_down(struct core_fixture *f)
 			policy_set_unload(c->pool[i]->set);
 			pool_free(c->pool[i]);
 		}
+	/* reclaim_stop() leaves it to threads that may still wait there: here are none. */
+	free(c->reclaim);
 	usm_swap_free(c->swap);
 	processes_free(c);
 	close(c->epoll_fd);

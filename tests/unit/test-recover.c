@@ -398,27 +398,30 @@ static void test_order(void **state)
 static void test_half_made_processes(void **state)
 {
 	struct core_fixture *f = *state;
-	struct process *p = setup_process(f), *building = process_new(&f->core), *dying, *closed;
+	struct process *p = setup_process(f), *p_dying;
+	struct arena_process *live = p->shared, *building = process_new(&f->core)->shared;
+	struct arena_process *dying, *closed;
 	uint32_t slot;
 
-	building->shared->uffd = eventfd(0, EFD_CLOEXEC);
-	dying = fixture_process(f, "dying");
-	slot = put_swapped(f, dying, VPN0);
-	put_resident(dying, VPN0 + 1, 0);
-	atomic_store(&dying->shared->state, PROCESS_DYING);
+	building->uffd = eventfd(0, EFD_CLOEXEC);
+	p_dying = fixture_process(f, "dying");
+	slot = put_swapped(f, p_dying, VPN0);
+	put_resident(p_dying, VPN0 + 1, 0);
+	dying = p_dying->shared;
+	atomic_store(&dying->state, PROCESS_DYING);
 	/* All its descriptors are closed: only its record was left. */
-	closed = fixture_process(f, "closed");
-	close(closed->shared->uffd);
-	closed->shared->uffd = -1;
-	atomic_store(&closed->shared->state, PROCESS_DYING);
+	closed = fixture_process(f, "closed")->shared;
+	close(closed->uffd);
+	closed->uffd = -1;
+	atomic_store(&closed->state, PROCESS_DYING);
 	put_resident(p, VPN0, 0);
 
 	die_and_recover(f);
-	assert_int_equal(building->shared->state, PROCESS_FREE);
-	assert_int_equal(building->shared->uffd, -1);
-	assert_int_equal(dying->shared->state, PROCESS_FREE);
-	assert_int_equal(closed->shared->state, PROCESS_FREE);
-	assert_int_equal(p->shared->state, PROCESS_LIVE);
+	assert_int_equal(building->state, PROCESS_FREE);
+	assert_int_equal(building->uffd, -1);
+	assert_int_equal(dying->state, PROCESS_FREE);
+	assert_int_equal(closed->state, PROCESS_FREE);
+	assert_int_equal(live->state, PROCESS_LIVE);
 	assert_int_equal(check_frames(f), 1);
 	assert_int_equal(slots_used(f), 0);
 	assert_int_equal(usm_swap_refs(f->core.swap, slot), 0);
