@@ -64,9 +64,65 @@ static void cancel_operation(struct process *p)
 struct apply {
 	struct process *p;
 	bool remove; /* REMOVE: the mapping stays */
+	bool told;   /* REMOVE: pages on their way out have been told, see tell_removals() */
+	bool again;  /* a dead engine may have applied a part of it */
 	uint64_t delta; /* REMAP: to - from, in pages */
 	struct process *child;
 };
+
+/*
+ * What a REMOVE says about a page on its way out.  MADV_FREE by the agent (LAZYFREE) is
+ * announced like the program's own calls, once for each page that it takes: what comes
+ * beyond that is the program's.  A page that the agent did not take is not lost by this:
+ * FREED alone is what DISCARD would be for it (reclaim.c, finish()).
+ */
+static uint64_t removal(const struct apply *a, uint64_t v)
+{
+	if (a->p->shared->op_kind != USM_OPS_LAZYFREE || (v & PAGE_FREED && !a->again))
+		return PAGE_DISCARD;
+	return PAGE_FREED;
+}
+
+static bool in_operation(const struct process *p, uint64_t vpn)
+{
+	for (unsigned i = 0; i < MIN(p->shared->op_n, USM_OPS_BATCH); i++)
+		if (p->shared->op_vpn[i] == vpn)
+			return true;
+	return false;
+}
+
+static int tell_page(void *userdata, uint64_t vpn, page_entry *e)
+{
+	uint64_t v = atomic_load(e);
+
+	(void)vpn;
+	while (PAGE_STATE(v) == PAGE_EVICTING &&
+	       !atomic_compare_exchange_weak(e, &v, v | removal(userdata, v)))
+		;
+	return 0;
+}
+
+/*
+ * While a barrier waits, an agent may end its operation before the REMOVE that it caused
+ * is applied, and its pages are in slots by then: so they are told at once, and not again
+ * when the message's turn comes.
+ */
+static void tell_removals(struct process *p, unsigned first, unsigned n, bool again)
+{
+	struct apply a = {.p = p, .remove = true, .again = again};
+
+	if (p->shared->op_kind != USM_OPS_LAZYFREE)
+		return;
+	for (unsigned i = first; i < n; i++) {
+		struct uffd_msg *m = &p->shared->journal[i];
+
+		if (m->event != UFFD_EVENT_REMOVE || m->reserved1)
+			continue;
+		page_visit(p->core->arena, p->number, VPN(m->arg.remove.start),
+			   VPN(m->arg.remove.end), tell_page, &a);
+		*(volatile uint8_t *)&m->reserved1 = 1;
+	}
+}
 
 static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 {
@@ -74,14 +130,15 @@ static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 	struct process *p = a->p;
 	uint64_t v = atomic_load(e), new;
 
-	(void)vpn;
+	if (a->told && in_operation(p, vpn))
+		return 0;
 	for (;;) {
 		switch (PAGE_STATE(v)) {
 		case PAGE_FILLING:
 			new = v | PAGE_GONE;
 			break;
 		case PAGE_EVICTING:
-			new = v | (a->remove ? PAGE_DISCARD : PAGE_GONE);
+			new = v | (a->remove ? removal(a, v) : PAGE_GONE);
 			break;
 		case PAGE_RESIDENT:
 			new = a->remove ? PAGE_WITH_STAMP((v | PAGE_REMOVED) & ~PAGE_LAZY,
@@ -311,21 +368,28 @@ static bool is_barrier(const struct uffd_msg *m)
 /*
  * Waits until no page of p is on its way out.  An agent in the middle of MADV_FREE
  * waits for its own event to be read, so what comes meanwhile is read on into the
- * journal.  Returns the number of messages in it.
+ * journal.  Messages from `first` on have not been applied.  Returns their number.
  */
-static unsigned barrier_wait(struct process *p, unsigned n)
+static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool again)
 {
 	const struct timespec timeout = {.tv_nsec = BARRIER_WAIT_NSEC};
 	uint32_t v;
 
+	tell_removals(p, first, n, again);
 	atomic_store(&p->barrier, true);
 	while ((v = atomic_load(&p->nr_evicting)) != 0 && !atomic_load(&p->gone)) {
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
 		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
-			ssize_t k = read_messages(p, &p->shared->journal[n], ARENA_JOURNAL - n);
+			ssize_t k;
 
-			if (k > 0)
+			/* Nobody takes an operation's results before its pages were told. */
+			atomic_store(&p->barrier, false);
+			k = read_messages(p, &p->shared->journal[n], ARENA_JOURNAL - n);
+			if (k > 0) {
+				tell_removals(p, n, n + (unsigned)k, again);
 				n += (unsigned)k;
+			}
+			atomic_store(&p->barrier, true);
 		}
 	}
 	atomic_store(&p->barrier, false);
@@ -344,6 +408,7 @@ static void apply_message(struct apply *a, const struct uffd_msg *m)
 	case UFFD_EVENT_REMOVE:
 	case UFFD_EVENT_UNMAP:
 		a->remove = m->event == UFFD_EVENT_REMOVE;
+		a->told = m->reserved1;
 		apply_unmap(a, m->arg.remove.start, m->arg.remove.end);
 		break;
 	default:
@@ -351,10 +416,11 @@ static void apply_message(struct apply *a, const struct uffd_msg *m)
 	}
 }
 
-/* Applies the journal's messages from `first` on in their order; n may grow at a barrier. */
-static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_t time)
+/* Applies the journal's messages from `first` on in their order; n may grow at a barrier.
+ * again: an engine died over the first one. */
+static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_t time, bool again)
 {
-	struct apply a = {.p = p};
+	struct apply a = {.p = p, .again = again};
 
 	for (unsigned i = first; i < n; i++) {
 		struct uffd_msg *m = &p->shared->journal[i];
@@ -370,7 +436,7 @@ static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_
 					});
 		} else {
 			if (is_barrier(m) && atomic_load(&p->nr_evicting))
-				n = barrier_wait(p, n);
+				n = barrier_wait(p, i + 1, n, again);
 			apply_message(&a, m);
 		}
 		atomic_store_explicit(&p->shared->journal_applied, i + 1, memory_order_release);
@@ -404,7 +470,7 @@ static int read_once(struct process *p)
 		}
 		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 	}
-	apply_journal(p, 0, (unsigned)n, now_nsec());
+	apply_journal(p, 0, (unsigned)n, now_nsec(), false);
 	return (int)n;
 }
 
@@ -446,6 +512,6 @@ void event_resume(struct process *p)
 	/* read() fills it from the start, and what it did not fill is zero. */
 	while (n && !p->shared->journal[n - 1].event)
 		n--;
-	apply_journal(p, atomic_load(&p->shared->journal_applied), n, now_nsec());
+	apply_journal(p, atomic_load(&p->shared->journal_applied), n, now_nsec(), true);
 	event_read_latched(p);
 }
