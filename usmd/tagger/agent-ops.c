@@ -173,6 +173,7 @@ static void work_move(struct usm_agent *a, uint32_t req)
 	copied = sys_now_usec();
 	if (any)
 		empty_staging(a);
+	a->took_pages |= any;
 	a->ops->usec_move += moved - start;
 	a->ops->usec_copy += copied - moved;
 	a->ops->usec_drop += sys_now_usec() - copied;
@@ -214,6 +215,7 @@ void usm_agent_work(struct usm_agent *a)
 	/* A new engine asks again for what the dead one may not have seen the end of. */
 	if (atomic_load(&ops->done) == req)
 		return;
+	a->count_seen |= atomic_load(&ops->nr_swapped) != 0;
 	state = usm_agent_watch(a);
 	atomic_store(&ops->agent_state, state);
 	r = read_operation(a);
@@ -236,6 +238,8 @@ int usm_agent_restore(struct usm_agent *a)
 {
 	struct usm_ops *ops = a->ops;
 
+	if (atomic_load(&ops->nr_swapped) != 0 || (a->took_pages && !a->count_seen))
+		return -EBUSY;
 	if (atomic_load(&ops->inflight) == 0 || ops->kind == USM_OPS_UNSHARE)
 		return 0;
 	for (uint32_t i = 0; i < a->n; i++) {

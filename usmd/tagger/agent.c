@@ -93,12 +93,12 @@ static void tell_program(struct usm_agent *a, const char *text)
 
 static __attribute__((noreturn)) void give_up(struct usm_agent *a)
 {
-	if (atomic_load(&a->ops->nr_swapped) == 0 && usm_agent_restore(a) == 0) {
+	if (usm_agent_restore(a) == 0) {
 		atomic_store(&a->life, USM_LIFE_OVER); /* no hook registers from now on */
 		usm_agent_unregister_all(a);
 		leave(a);
 	}
-	tell_program(a, ": usmd is gone and holds pages of this program; "
+	tell_program(a, ": usmd is gone, and with it pages of this program; "
 			"it is killed, as it would go on with wrong data\n");
 	for (;;)
 		sys2(SYS_kill, sys0(SYS_getpid), SIGKILL);
@@ -146,6 +146,7 @@ void usm_agent_main(struct usm_agent *a)
 	/* Its own root and directory, so that a later chroot leaves the socket in reach; "/" so
 	 * that it keeps no file system busy. */
 	sys1(SYS_chdir, "/");
+	a->took_pages = a->child;
 	a->status_fd = a->pagemap_fd = a->mem_fd = -1;
 	if (usm_agent_attach(a, text.reason) < 0) {
 		answer(a, &text);

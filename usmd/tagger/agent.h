@@ -56,6 +56,8 @@ struct usm_agent {
 	uint32_t grace_sec;
 	uint32_t seccomp_filters; /* in force when it started: the process's environment */
 	uint64_t watched_usec;    /* when the Seccomp lines were read last */
+	bool took_pages;          /* a page left, or a fork brought some that had left */
+	bool count_seen;          /* ops->nr_swapped was not 0 once: the daemon does keep it */
 	uint32_t n;               /* the newest operation: its pages, copied once */
 	uint64_t addr[USM_OPS_BATCH];
 	char verify[USM_AGENT_VERIFY_PAGES * USM_PAGE_SIZE];
@@ -83,8 +85,9 @@ bool usm_agent_rejoin(struct usm_agent *a);
 
 /* Carries out the operation on the ops page (ops->req) and publishes ops->done. */
 void usm_agent_work(struct usm_agent *a);
-/* Puts back what the newest operation took when no daemon has booked it; 0, or a negative errno
- * when a page could not be put back. */
+/* Makes the program complete without a daemon: puts back what the newest operation took when no
+ * daemon has booked it.  0, or a negative errno: pages are swapped, may be (a count of 0 that never
+ * was anything else proves nothing once pages have left), or could not be put back. */
 int usm_agent_restore(struct usm_agent *a);
 
 /* agent-maps.c: ends the registration of every range, so that nobody waits for a userfaultfd that
