@@ -28,6 +28,7 @@
 #include "policy.h"
 #include "pool.h"
 #include "process.h"
+#include "reclaim.h"
 
 #define FIXTURE_FRAMES	  64u
 #define FIXTURE_SWAP_SIZE (4ull << 20)
@@ -67,9 +68,21 @@ static inline void core_fixture_up(struct core_fixture *f)
 	c->main_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	c->janitor_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	atomic_store(&c->nr_budget, FIXTURE_FRAMES);
-	atomic_store(&c->low_frames, 1);
-	atomic_store(&c->high_frames, 2);
 	atomic_store(&c->evict_modes, USM_EVICT_MOVE);
+}
+
+/* Its reclaim thread; with no watermarks, it does what it is asked for and nothing else. */
+static inline void fixture_start_reclaim(struct core_fixture *f)
+{
+	assert_int_equal(reclaim_start(&f->core), 0);
+}
+
+static inline void fixture_stop_reclaim(struct core_fixture *f)
+{
+	reclaim_stop(&f->core);
+	/* It is left to threads that may still wait there: here are none. */
+	free(f->core.reclaim);
+	f->core.reclaim = NULL;
 }
 
 /* The engine's death: what it had for itself is gone, the arena stays. */
@@ -85,8 +98,7 @@ static inline void core_fixture_down(struct core_fixture *f)
 			policy_set_unload(c->pool[i]->set);
 			pool_free(c->pool[i]);
 		}
-	/* reclaim_stop() leaves it to threads that may still wait there: here are none. */
-	free(c->reclaim);
+	fixture_stop_reclaim(f);
 	usm_swap_free(c->swap);
 	processes_free(c);
 	close(c->epoll_fd);
@@ -263,7 +275,7 @@ static inline void fake_agent_memory(struct process *p)
 	assert_int_equal(process_map_ops(p), 0);
 }
 
-/* Needs reclaim_start() and fake_agent_memory() before, reclaim_add() after. */
+/* Needs fixture_start_reclaim() and fake_agent_memory() before, reclaim_add() after. */
 static inline void fake_agent_start(struct fake_agent *a, struct process *p)
 {
 	int fds[2];

@@ -10,7 +10,6 @@
 #include "capture.h"
 #include "event.h"
 #include "lib/cleanup.h"
-#include "reclaim.h"
 #include "recover.h"
 
 #define VPN0 0x7f0000ull
@@ -214,14 +213,14 @@ static void test_in_operation(void **state)
 	assert_int_equal(check_frames(f), 3);
 
 	/* With the reclaim thread and the agent running, the operation comes to its end. */
-	assert_int_equal(reclaim_start(&f->core), 0);
+	fixture_start_reclaim(f);
 	fake_agent_start(&agent, p);
 	recover_wake(&f->core);
 	for (unsigned i = 0; i < 5000 && atomic_load(&p->shared->op_state) != OP_IDLE; i++)
 		usleep(1000);
 	assert_int_equal(atomic_load(&p->shared->op_state), OP_IDLE);
 	assert_int_equal(atomic_load(&p->nr_evicting), 0);
-	reclaim_stop(&f->core);
+	fixture_stop_reclaim(f);
 	fake_agent_stop(&agent);
 	assert_int_equal(agent.nr_operations, 1);
 	for (unsigned i = 0; i < 2; i++) {
@@ -447,9 +446,9 @@ static void test_journal(void **state)
 	p = &f->core.process[number];
 	/* Held until then, so that no page is installed on the strength of the old table. */
 	assert_int_equal(atomic_load(&p->latch), LATCH_EXCLUSIVE);
-	assert_int_equal(reclaim_start(&f->core), 0);
+	fixture_start_reclaim(f);
 	recover_wake(&f->core);
-	reclaim_stop(&f->core);
+	fixture_stop_reclaim(f);
 	assert_int_equal(atomic_load(&p->latch), 0);
 	for (unsigned i = 0; i < ARENA_PROCESSES; i++)
 		if (f->arena->process[i].state == PROCESS_LIVE && f->arena->process[i].uffd == uffd)
