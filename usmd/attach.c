@@ -20,6 +20,7 @@
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
+#include "policy.h"
 #include "pool.h"
 #include "process.h"
 #include "reclaim.h"
@@ -303,7 +304,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	s->identity = conn->identity;
 	s->marker = m->marker;
 	s->uffd = u1;
-	atomic_store(&p->pool, conn->pool);
+	policy_serve(p, conn->pool, s->policy);
 	r = userfault_handshake(u1, true, atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 	if (r >= 0) {
 		s->opsfd = conn->opsfd;

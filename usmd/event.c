@@ -317,6 +317,7 @@ static void apply_fork(struct apply *a, int uffd)
 		memcpy(cs->argv0, s->argv0, sizeof(cs->argv0));
 		memcpy(cs->policy, s->policy, sizeof(cs->policy));
 		atomic_store(&child->pool, atomic_load(&p->pool));
+		atomic_store(&child->policy, atomic_load(&p->policy));
 		if (getrandom(&cs->nonce, sizeof(cs->nonce), 0) != sizeof(cs->nonce) || !cs->nonce)
 			cs->nonce = now_nsec() | 1;
 		a->child = child;

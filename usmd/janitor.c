@@ -34,6 +34,8 @@
 #define AUDIT_TICKS_CHILD 5
 /* Threads of one process whose control blocks are looked up each tick. */
 #define THREADS_MAX 1024
+/* Runs of pages that a process brings back each tick from a device that is being removed. */
+#define DRAIN_RUNS 256
 #define PAGEMAP_PRESENT	  (1ull << 63)
 #define PAGEMAP_SWAPPED	  (1ull << 62)
 #define PAGEMAP_FILE	  (1ull << 61)
@@ -541,6 +543,74 @@ static void look_after(struct core *c, struct process *p)
 	}
 }
 
+/* --- removing a swap device --------------------------------------------------------- */
+
+static int first_draining(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct {
+		struct core *c;
+		uint64_t vpn;
+	} *found = userdata;
+	uint64_t v = atomic_load(e);
+
+	if (PAGE_STATE(v) != PAGE_SWAPPED || !usm_swap_slot_draining(found->c->swap, PAGE_VALUE(v)))
+		return 0;
+	found->vpn = vpn;
+	return 1;
+}
+
+/* Brings back what of a process is on a device that is being removed, some pages a tick. */
+static void drain_process(struct core *c, struct process *p)
+{
+	struct {
+		struct core *c;
+		uint64_t vpn;
+	} found = {.c = c};
+	uint64_t slots, used, errors;
+
+	for (unsigned i = 0; i < DRAIN_RUNS; i++) {
+		int r;
+
+		process_latch(p);
+		r = page_visit(c->arena, p->number, found.vpn, VPN_MAX, first_draining, &found);
+		process_unlatch(p);
+		if (!r)
+			return;
+		r = fault_bring_back(&janitor.worker, p, found.vpn, false);
+		if (r != -ENOMEM)
+			continue;
+		/* Other pages must leave first; if no device is left for them, the pool is exceeded. */
+		usm_swap_totals(c->swap, &slots, &used, &errors);
+		if (used < slots) {
+			reclaim_wait(c, NULL);
+			return;
+		}
+		fault_bring_back(&janitor.worker, p, found.vpn, true);
+	}
+}
+
+static void finish_removals(struct core *c)
+{
+	struct usm_swap_info info[USM_SWAP_DEVICES];
+	unsigned n = usm_swap_list(c->swap, info, USM_SWAP_DEVICES), left = 0;
+
+	reclaim_drop_draining(c);
+	for (unsigned i = 0; i < n; i++) {
+		if (!info[i].draining)
+			continue;
+		if (usm_swap_remove_finish(c->swap, info[i].path, false) < 0)
+			left++;
+		else
+			log_event(LOG_NOTICE,
+				  &((struct usm_log_fields){.event = "swap",
+							    .message_id = USM_MSG_SWAP}),
+				  "Swap file %s is not used any more; delete it if you like",
+				  info[i].path);
+	}
+	if (!left)
+		atomic_store(&c->drain_swap, false);
+}
+
 static void *janitor_main(void *arg)
 {
 	struct core *c = arg;
@@ -564,6 +634,12 @@ static void *janitor_main(void *arg)
 				continue;
 			any = true;
 			look_after(c, p);
+			if (atomic_load(&c->drain_swap) && atomic_load(&p->shared->state) == PROCESS_LIVE)
+				drain_process(c, p);
+		}
+		if (atomic_load(&c->drain_swap)) {
+			finish_removals(c);
+			any = true;
 		}
 	}
 	return NULL;

@@ -102,7 +102,7 @@ void manager_apply(struct manager *m)
 		if (!strcmp(policy, s->policy) || manager_pool(m, policy, &pool, &message) < 0)
 			continue;
 		/* Its resident pages stay where they are until they leave. */
-		atomic_store(&p->pool, pool);
+		policy_serve(p, pool, policy);
 		s->pool = pool->number;
 		snprintf(s->policy, sizeof(s->policy), "%s", policy);
 	}
@@ -180,17 +180,19 @@ int manager_swap_add(struct manager *m, const char *path, uint64_t size_bytes, i
 
 int manager_swap_remove(struct manager *m, const char *path, char **ret_message)
 {
-	int r = usm_swap_remove_begin(m->core.swap, path);
+	int r = usm_swap_remove_begin(m->core.swap, path), e;
 
-	if (r == -ENOENT && ret_message &&
+	/* -ENOENT: not there, or begun before. */
+	e = usm_swap_remove_finish(m->core.swap, path, false);
+	if (e == -ENOENT && r < 0 && ret_message &&
 	    asprintf(ret_message, "%s is not a swap file in use; see usmctl list swap", path) < 0)
 		*ret_message = NULL;
-	if (r < 0)
-		return r;
-	/* The janitor brings back what is on it; the file goes with its last page. */
-	atomic_store(&m->core.drain_swap, true);
-	eventfd_write(m->core.janitor_fd, 1);
-	return 0;
+	if (e == -EBUSY) {
+		/* The janitor brings back what is on it. */
+		atomic_store(&m->core.drain_swap, true);
+		eventfd_write(m->core.janitor_fd, 1);
+	}
+	return e;
 }
 
 int manager_add_swaps(struct manager *m)

@@ -387,6 +387,16 @@ struct policy *policy_set_find(struct policy_set *set, const char *name)
 	return NULL;
 }
 
+void policy_serve(struct process *p, struct pool *pool, const char *name)
+{
+	struct policy *policy = pool->set ? policy_set_find(pool->set, name) : NULL;
+
+	/* A thread that sees one without the other takes the set's default for a moment. */
+	atomic_store(&p->policy, NULL);
+	atomic_store(&p->pool, pool);
+	atomic_store(&p->policy, policy && policy->alloc.usm_alloc ? policy : NULL);
+}
+
 /* --- calling ----------------------------------------------------------------------- */
 
 static void count_decision(struct policy *policy, unsigned n, uint64_t nsec)
@@ -411,7 +421,9 @@ unsigned policy_alloc(struct pool *pool, uint32_t process, const uint64_t *vpn, 
 		return i;
 	}
 	pool_flush(pool);
-	policy = set_policy(pool->set);
+	policy = atomic_load(&pool->core->process[process].policy);
+	if (!policy || policy->set != pool->set)
+		policy = set_policy(pool->set);
 	ctx.process = process;
 	start = now_nsec();
 	enter(pool, CALL_ALLOC);

@@ -21,6 +21,8 @@ struct policy {
 	_Atomic uint64_t nr_allocs, nr_errors, nsec_total, nsec_max;
 };
 
+struct process;
+
 struct policy_set {
 	char file[256];
 	void *handle; /* dlopen */
@@ -38,6 +40,8 @@ struct policy_set {
 int policy_set_load(struct pool *pool, const char *file, struct policy_set **ret,
 		    char **ret_message);
 struct policy_set *policy_set_unload(struct policy_set *set);
+/* The process is served by this pool from now on, by the policy of that name if its set has it. */
+void policy_serve(struct process *p, struct pool *pool, const char *name);
 struct policy *policy_set_find(struct policy_set *set, const char *name);
 /* May we load code from there?  -EPERM with a message. */
 int policy_file_check(const char *file, char **ret_message);

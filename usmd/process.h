@@ -31,6 +31,8 @@
 /* Buckets of the fault time histogram: four a power of two of microseconds. */
 #define PROCESS_HISTOGRAM 96
 
+struct policy;
+
 struct process_stream {
 	uint64_t next_vpn; /* where the last window ended */
 	unsigned window;   /* pages */
@@ -46,6 +48,7 @@ struct process {
 	_Atomic uint32_t users; /* threads that have it in hand */
 	struct usm_agent_ops *ops;	/* NULL until the agent's memory is there */
 	_Atomic(struct pool *) pool;
+	_Atomic(struct policy *) policy; /* of that pool's set; NULL: the set's default */
 
 	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published; futex */
 	_Atomic bool barrier;	      /* FORK or REMAP waits for nr_evicting to be 0 */
@@ -70,8 +73,7 @@ struct process {
 
 	/* The reclaim thread's own. */
 	struct {
-		bool in_epoll, stalled, forgotten;
-		bool recovered; /* its operation was posted by a dead engine */
+		bool in_epoll, stalled;
 		uint64_t posted_nsec;
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];

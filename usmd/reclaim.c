@@ -36,6 +36,8 @@
 /* Free slots below this share (permyriad) of all: clean ones are not kept. */
 #define TIGHT_PERMYRIAD 1000
 #define CLEAN_SCAN 8192u
+/* A program of low priority keeps this many pages while others have any. */
+#define PRIORITY_FLOOR 256
 
 struct request {
 	bool used, done;
@@ -177,10 +179,10 @@ static int protect_claimed(struct process *p, unsigned n, bool on)
 	return 0;
 }
 
-/* Gives slots of unchanged resident pages back.  Returns how many. */
-static unsigned drop_clean_slots(struct core *c)
+/* Gives slots of unchanged resident pages back: of all devices, or of those that are being
+ * removed.  Looks at `scan` frames of each pool, from *hand on.  Returns how many. */
+static unsigned drop_slots(struct core *c, bool draining, uint32_t *hand, uint64_t scan)
 {
-	static uint32_t hand;
 	uint32_t frames[256];
 	unsigned dropped = 0;
 
@@ -189,17 +191,19 @@ static unsigned drop_clean_slots(struct core *c)
 
 		if (!pool)
 			continue;
-		for (unsigned scanned = 0; scanned < CLEAN_SCAN; scanned += ARRAY_SIZE(frames)) {
-			unsigned n = pool_hand(pool, -1, &hand, frames, ARRAY_SIZE(frames));
+		for (uint64_t seen = 0; seen < MIN(scan, 2ul * pool->nr); seen += ARRAY_SIZE(frames)) {
+			unsigned n = pool_hand(pool, -1, hand, frames, ARRAY_SIZE(frames));
 
 			for (unsigned i = 0; i < n; i++) {
 				struct arena_frame *f = pool_frame(c, frames[i]);
 				uint64_t owner = atomic_load(&f->owner);
+				uint32_t clean = atomic_load(&f->clean_slot);
 				struct process *p;
 				page_entry *e;
 				uint64_t v;
 
-				if (!owner || !atomic_load(&f->clean_slot))
+				if (!owner || !clean ||
+				    (draining && !usm_swap_slot_draining(c->swap, clean)))
 					continue;
 				p = &c->process[ARENA_OWNER_PROCESS(owner)];
 				p = process_get(c, p->number, p->generation);
@@ -226,6 +230,20 @@ static unsigned drop_clean_slots(struct core *c)
 		}
 	}
 	return dropped;
+}
+
+static unsigned drop_clean_slots(struct core *c)
+{
+	static uint32_t hand;
+
+	return drop_slots(c, false, &hand, CLEAN_SCAN);
+}
+
+void reclaim_drop_draining(struct core *c)
+{
+	uint32_t hand = 0;
+
+	drop_slots(c, true, &hand, UINT64_MAX);
 }
 
 /*
@@ -512,13 +530,11 @@ static void note_stopped(struct process *p)
 		  p->shared->pid, why);
 }
 
-static void end_operation(struct reclaim *r, struct process *p)
+static void end_operation(struct process *p)
 {
 	uint32_t n = p->shared->op_kind == USM_OPS_UNSHARE ? 0 : p->shared->op_n;
 
-	if (!p->evict.stalled && r->nr_posted)
-		r->nr_posted--;
-	p->evict.stalled = p->evict.recovered = false;
+	p->evict.stalled = false;
 	return_slots(p, 0);
 	atomic_store(&p->ops->inflight, 0);
 	atomic_store(&p->shared->op_state, OP_IDLE);
@@ -543,7 +559,7 @@ static void collect(struct reclaim *r, struct process *p)
 
 	atomic_store(&s->op_state, OP_COLLECT);
 	if (s->op_kind == USM_OPS_UNSHARE) {
-		end_operation(r, p);
+		end_operation(p);
 		return;
 	}
 	for (unsigned i = 0; i < s->op_n; i++) {
@@ -606,7 +622,7 @@ static void collect(struct reclaim *r, struct process *p)
 	atomic_store(&p->nr_unevictable, nr_pinned);
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
-	end_operation(r, p);
+	end_operation(p);
 	if (refused)
 		note_stopped(p);
 	if (pool) {
@@ -652,13 +668,12 @@ static void give_up(struct reclaim *r, struct process *p)
 			if (e && PAGE_STATE(atomic_load(e)) == PAGE_EVICTING)
 				finish(p, i, e, 0);
 		}
-		end_operation(r, p);
+		end_operation(p);
 	}
 	if (p->evict.in_epoll) {
 		epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, p->shared->sock, NULL);
 		p->evict.in_epoll = false;
 	}
-	p->evict.forgotten = true;
 	atomic_store(&p->forget, false);
 }
 
@@ -682,6 +697,7 @@ static void check_operations(struct reclaim *r)
 {
 	struct core *c = r->core;
 	uint64_t now = now_nsec();
+	unsigned nr_posted = 0;
 
 	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
 		struct process *p = &c->process[i];
@@ -696,11 +712,6 @@ static void check_operations(struct reclaim *r)
 		state = atomic_load(&p->shared->op_state);
 		if (state == OP_IDLE || !p->ops)
 			continue;
-		if (p->evict.recovered) {
-			p->evict.recovered = false;
-			p->evict.posted_nsec = now;
-			r->nr_posted++;
-		}
 		if (atomic_load(&p->ops->done) == p->shared->op_seq) {
 			if (!can_collect(p)) {
 				r->again = true;
@@ -711,11 +722,11 @@ static void check_operations(struct reclaim *r)
 				post_unshare(r, p);
 		} else if (!p->evict.stalled && now - p->evict.posted_nsec > STALL_NSEC) {
 			p->evict.stalled = true;
-			if (r->nr_posted)
-				r->nr_posted--;
 			send_work(p); /* in case the message was lost with the engine */
 		}
+		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled;
 	}
+	r->nr_posted = nr_posted;
 }
 
 static int compare_owner(const void *a, const void *b, void *userdata)
@@ -856,6 +867,37 @@ static unsigned serve_now(struct reclaim *r)
 	return posted;
 }
 
+/* Where "priority" makes a difference, pages of the lowest leave first, down to a floor. */
+static unsigned evict_lowest_priority(struct reclaim *r, unsigned want)
+{
+	struct core *c = r->core;
+	struct process *lowest = NULL;
+	bool differ = false;
+	unsigned k;
+	int first = 0;
+
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct process *p = &c->process[i];
+
+		if (atomic_load_explicit(&p->shared->state, memory_order_relaxed) != PROCESS_LIVE)
+			continue;
+		if (!lowest && !differ)
+			first = p->shared->priority;
+		differ |= p->shared->priority != first;
+		if (atomic_load(&p->nr_resident) > PRIORITY_FLOOR && can_post(p) &&
+		    (!lowest || p->shared->priority < lowest->shared->priority))
+			lowest = p;
+	}
+	if (!differ || !lowest)
+		return 0;
+	lowest = process_get(c, lowest->number, lowest->generation);
+	if (!lowest)
+		return 0;
+	k = evict_of(r, lowest, want);
+	process_put(lowest);
+	return k;
+}
+
 static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 {
 	struct core *c = r->core;
@@ -872,6 +914,10 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 	*ret_demand = true;
 	if (r->nr_posted)
 		return 0; /* what is under way may be enough */
+	posted = evict_lowest_priority(
+		r, (unsigned)MIN(atomic_load(&c->high_frames) - free, (int64_t)USM_OPS_BATCH));
+	if (posted)
+		return posted;
 	for (unsigned k = 0; k < ARENA_POOLS; k++) {
 		struct pool *pool = c->pool[k];
 		int64_t want = atomic_load(&c->high_frames) - core_free_frames(c) - posted;
@@ -1085,7 +1131,6 @@ void reclaim_forget(struct process *p)
 {
 	struct reclaim *r = p->core->reclaim;
 
-	p->evict.forgotten = false;
 	atomic_store(&p->forget, true);
 	while (atomic_load(&p->forget) && !atomic_load(&r->stop)) {
 		kick(r);

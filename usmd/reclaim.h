@@ -44,3 +44,6 @@ bool reclaim_request_done(struct core *c, int ticket, uint64_t *ret_evicted,
 void reclaim_add(struct process *p);
 /* Before p is torn down: its operation is given up, nr_evicting becomes 0.  Waits. */
 void reclaim_forget(struct process *p);
+
+/* Forgets the clean slots that lie on devices being removed.  The janitor. */
+void reclaim_drop_draining(struct core *c);

@@ -234,7 +234,6 @@ static int recover_process(struct core *c, uint32_t number)
 	if (p->shared->op_state != OP_IDLE && p->shared->op_kind != USM_OPS_UNSHARE)
 		atomic_store(&p->nr_evicting, MIN(p->shared->op_n, USM_OPS_BATCH));
 	p->evict.posted_nsec = now_nsec();
-	p->evict.recovered = true;
 	if (residents.error < 0)
 		process_kill(p, 0, "its page table holds an invalid entry after the engine's death");
 	return 0;
@@ -332,6 +331,15 @@ int recover_frames(struct core *c)
 {
 	struct scan *s = &residents;
 
+	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		struct process *p = &c->process[i];
+
+		if (p->shared->state == PROCESS_FREE)
+			continue;
+		if (p->shared->pool >= ARENA_POOLS || !c->pool[p->shared->pool])
+			return -EBADMSG;
+		policy_serve(p, c->pool[p->shared->pool], p->shared->policy);
+	}
 	if (s->n)
 		qsort(s->list, s->n, sizeof(*s->list), compare_age);
 	/* Frames are told to the policies anew, oldest first, and may get other numbers. */
@@ -368,7 +376,6 @@ int recover_frames(struct core *c)
 
 		if (p->shared->state != PROCESS_LIVE)
 			continue;
-		atomic_store(&p->pool, c->pool[p->shared->pool]);
 		atomic_store(&p->maps_changed, true);
 		r = process_publish(p);
 		if (r < 0)
