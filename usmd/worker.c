@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +26,10 @@
 #define LOCAL_SIZE (2 * ARENA_JOURNAL)
 /* A process whose agent held the gate is read again after this long. */
 #define DEFER_MSEC 1
+/* After so many faults of one thread in a row, look where it runs (some 20 us). */
+#define FOLLOW_FAULTS 128
+/* The field of /proc/PID/task/TID/stat, proc(5). */
+#define STAT_PROCESSOR 39
 
 static struct {
 	pthread_t thread[ARENA_WORKERS];
@@ -36,6 +42,7 @@ static struct {
 	struct fault queue[QUEUE_SIZE];
 	unsigned head;
 	_Atomic unsigned nr_queued;
+	cpu_set_t all_cpus; /* what usmd may run on */
 } workers = {.queue_lock = PTHREAD_MUTEX_INITIALIZER};
 
 static __thread struct worker *self;
@@ -123,6 +130,67 @@ static bool token_take(void)
 	return false;
 }
 
+/* --- following --------------------------------------------------------------------- */
+
+/* The processor that a thread ran on last, or -1. */
+static int cpu_of(const struct process *p, uint32_t tid)
+{
+	char path[64], buf[512], *s;
+	_cleanup_close_ int fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", p->shared->pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	n = read(fd, buf, sizeof(buf) - 1);
+	if (n <= 0)
+		return -1;
+	buf[n] = '\0';
+	s = strrchr(buf, ')');
+	for (unsigned i = 2; s && i < STAT_PROCESSOR; i++)
+		s = strchr(s + 1, ' ');
+	return s ? atoi(s + 1) : -1;
+}
+
+static void pin(struct worker *w, int cpu)
+{
+	cpu_set_t set;
+
+	if (cpu == w->cpu)
+		return;
+	if (cpu >= 0 && cpu < CPU_SETSIZE) {
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		if (sched_setaffinity(0, sizeof(set), &set) < 0)
+			return; /* not one that we may use */
+	} else if (sched_setaffinity(0, sizeof(workers.all_cpus), &workers.all_cpus) < 0) {
+		return;
+	}
+	w->cpu = cpu;
+}
+
+/*
+ * A fault that is served on the processor where it happened needs no wake-up of
+ * another one, which on a machine that is otherwise idle takes several times as long
+ * as the fault.  So a worker that serves one thread's faults, one by one, moves to
+ * where that thread runs; as soon as another thread faults, it goes wherever the
+ * scheduler likes.
+ */
+static void follow(struct worker *w, const struct process *p)
+{
+	const struct fault *f = &w->local[0];
+
+	if (w->nr_local == 1 && f->tid == w->follow_tid) {
+		if (++w->nr_followed % FOLLOW_FAULTS == 0)
+			pin(w, cpu_of(p, f->tid));
+		return;
+	}
+	w->follow_tid = f->tid;
+	w->nr_followed = 0;
+	pin(w, -1);
+}
+
 static void serve(struct worker *w, const struct fault *f)
 {
 	struct process *p = process_get(w->core, f->process, f->generation);
@@ -184,6 +252,8 @@ int worker_init(struct core *c, unsigned record, struct worker *ret)
 	ret->record = &c->arena->h->worker[record];
 	ret->buffer = buffer;
 	ret->nr_local = 0;
+	ret->follow_tid = ret->nr_followed = 0;
+	ret->cpu = -1;
 	return 0;
 }
 
@@ -222,6 +292,8 @@ static void *worker_main(void *arg)
 
 			if (p) {
 				event_readable(p);
+				if (w->nr_local)
+					follow(w, p);
 				process_put(p);
 			}
 		}
@@ -239,6 +311,8 @@ int workers_start(struct core *c, unsigned n)
 	struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.u64 = UINT64_MAX};
 
 	if (epoll_ctl(c->epoll_fd, EPOLL_CTL_ADD, c->kick_fd, &ev) < 0)
+		return -errno;
+	if (sched_getaffinity(0, sizeof(workers.all_cpus), &workers.all_cpus) < 0)
 		return -errno;
 	atomic_store(&workers.tokens, (int)n);
 	for (unsigned i = 0; i <= n; i++) {

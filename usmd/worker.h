@@ -31,6 +31,10 @@ struct worker {
 	uint8_t *buffer; /* USM_OPS_BATCH pages for swap-in */
 	struct fault *local;
 	unsigned nr_local;
+	/* Following the thread that faults (worker.c). */
+	uint32_t follow_tid;
+	unsigned nr_followed;
+	int cpu; /* where this thread is pinned, -1: nowhere */
 };
 
 /* Starts n + 1 threads.  -errno. */
