@@ -135,6 +135,7 @@ struct arena_header {
 
 	struct arena_pool pool[ARENA_POOLS];
 	uint32_t nr_frames_assigned;
+	_Atomic uint32_t nr_processes; /* numbers below were used; memory above is untouched */
 	uint64_t next_generation, next_nonce;
 	struct usm_swap_shared swap;
 
@@ -170,6 +171,12 @@ uint32_t arena_node_new(struct arena *a);
 void arena_node_release(struct arena *a, uint32_t node);
 /* Recovery: in_use says which nodes are reachable; the rest becomes free. */
 int arena_nodes_recover(struct arena *a, const uint8_t *in_use, uint32_t top);
+
+/* The bound for loops over processes. */
+static inline uint32_t arena_processes(struct arena *a)
+{
+	return atomic_load_explicit(&a->h->nr_processes, memory_order_acquire);
+}
 
 static inline _Atomic uint32_t *arena_root(struct arena *a, uint32_t process)
 {

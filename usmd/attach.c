@@ -251,7 +251,7 @@ static bool is_area(uint64_t start, uint64_t pages)
 /* The record of the forked child that read this nonce from its marker page. */
 static struct process *find_child(struct core *c, uint64_t nonce)
 {
-	for (uint32_t i = 0; nonce && i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; nonce && i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
 		if (atomic_load(&p->shared->state) == PROCESS_LIVE && p->shared->is_child &&

@@ -279,7 +279,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 /* A crash may have left a child half built: it is built again from nothing. */
 static struct process *child_of(struct core *c, int uffd)
 {
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct arena_process *s = &c->arena->process[i];
 
 		if (atomic_load(&s->state) == PROCESS_BUILDING && s->is_child && s->uffd == uffd) {
@@ -298,7 +298,7 @@ static void apply_fork(struct apply *a, int uffd)
 	int r = -EMFILE;
 
 	/* The child is already there if the engine died after publishing it. */
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < arena_processes(p->core->arena); i++)
 		if (atomic_load(&p->core->arena->process[i].state) == PROCESS_LIVE &&
 		    p->core->arena->process[i].uffd == uffd)
 			return;

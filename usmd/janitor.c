@@ -627,7 +627,7 @@ static void *janitor_main(void *arg)
 			eventfd_read(c->janitor_fd, &v);
 		atomic_fetch_add(&c->tick, 1);
 		any = false;
-		for (uint32_t i = 0; i < ARENA_PROCESSES && !atomic_load(&janitor.stop); i++) {
+		for (uint32_t i = 0; i < arena_processes(c->arena) && !atomic_load(&janitor.stop); i++) {
 			struct process *p = &c->process[i];
 
 			if (atomic_load(&p->shared->state) != PROCESS_LIVE)

@@ -41,7 +41,7 @@ void manager_get_status(struct manager *m, struct usm_status *ret)
 	ret->frames_total = (uint64_t)atomic_load(&c->nr_budget);
 	ret->frames_free = not_negative(core_free_frames(c));
 	ret->exceeded = not_negative(-core_free_frames(c));
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++)
 		ret->processes += atomic_load(&c->arena->process[i].state) == PROCESS_LIVE;
 	ret->faults = atomic_load(&h->nr_faults);
 	ret->evictions = atomic_load(&h->nr_evictions);
@@ -72,7 +72,7 @@ int manager_list_processes(struct manager *m, struct usm_process_info **ret, uns
 
 	if (!list)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &m->core.process[i];
 		struct usm_process_info *info = &list[n];
 
@@ -107,7 +107,7 @@ int manager_list_processes(struct manager *m, struct usm_process_info **ret, uns
 
 int manager_process_uid(struct manager *m, pid_t pid, uid_t *ret)
 {
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++)
 		if (matches(&m->core.process[i], pid, NULL)) {
 			*ret = m->core.process[i].shared->uid;
 			return 0;
@@ -129,7 +129,7 @@ int manager_list_frames(struct manager *m, bool used, pid_t pid, const char *nam
 
 	if (!list)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < ARENA_PROCESSES && !found; i++)
+	for (uint32_t i = 0; i < arena_processes(m->core.arena) && !found; i++)
 		found = matches(&c->process[i], pid, name);
 	if (!found)
 		return -ESRCH;
@@ -190,14 +190,14 @@ int manager_evict(struct manager *m, pid_t pid, const char *name, uint64_t pages
 	if (!e)
 		return -EBUSY;
 	memset(e, 0, sizeof(*e));
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++)
 		if (matches(&c->process[i], pid, name)) {
 			resident += not_negative(atomic_load(&c->process[i].nr_resident));
 			nr++;
 		}
 	if (!nr)
 		return -ESRCH;
-	for (uint32_t i = 0; i < ARENA_PROCESSES && e->nr_tickets < ARRAY_SIZE(e->ticket) && left; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena) && e->nr_tickets < ARRAY_SIZE(e->ticket) && left; i++) {
 		struct process *p = &c->process[i];
 		uint64_t share, has;
 		int t;

@@ -213,7 +213,7 @@ int manager_policy_unload(struct manager *m, const char *name, char **ret_messag
 	if (!pool || !pool->set)
 		return say(ret_message, -ENOENT,
 			   "No loaded policy is called '%s'; see usmctl list policies%s", name, "");
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++)
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++)
 		if (atomic_load(&m->core.process[i].shared->state) != PROCESS_FREE &&
 		    atomic_load(&m->core.process[i].pool) == pool)
 			return say(ret_message, -EBUSY,
@@ -261,7 +261,7 @@ int manager_list_policies(struct manager *m, struct usm_policy_info **ret, unsig
 			info->errors = p ? atomic_load(&p->nr_errors) : 0;
 			info->decision_nsec_mean = allocs ? atomic_load(&p->nsec_total) / allocs : 0;
 			info->decision_nsec_max = p ? atomic_load(&p->nsec_max) : 0;
-			for (uint32_t j = 0; j < ARENA_PROCESSES; j++) {
+			for (uint32_t j = 0; j < arena_processes(m->core.arena); j++) {
 				struct process *q = &m->core.process[j];
 
 				info->processes += atomic_load(&q->shared->state) == PROCESS_LIVE &&
@@ -329,7 +329,7 @@ static unsigned count_unmanaged(struct manager *m, const char *name)
 		base = strrchr(exe, '/');
 		if (strcmp(base ? base + 1 : exe, name))
 			continue;
-		for (uint32_t i = 0; i < ARENA_PROCESSES && !managed; i++)
+		for (uint32_t i = 0; i < arena_processes(m->core.arena) && !managed; i++)
 			managed = atomic_load(&m->core.arena->process[i].state) == PROCESS_LIVE &&
 				  m->core.arena->process[i].pid == pid;
 		n += !managed;
@@ -360,7 +360,7 @@ int manager_assign(struct manager *m, const char *name, char which, const char *
 	r = manager_reload(m, ret_message);
 	if (r < 0)
 		return r;
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct arena_process *s = &m->core.arena->process[i];
 
 		result.taken_over += atomic_load(&s->state) == PROCESS_LIVE && has_name(s, name);

@@ -81,7 +81,7 @@ void manager_apply(struct manager *m)
 	atomic_store(&c->high_frames, MAX(frames * cfg->high_permyriad / 10000, (int64_t)2));
 	atomic_store(&c->faultaround, cfg->faultaround);
 	atomic_store(&c->oom, cfg->oom);
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &c->process[i];
 		struct arena_process *s = p->shared;
 		const struct usm_config_process *rule;
@@ -380,7 +380,7 @@ static int on_beat(sd_event_source *s, uint64_t usec, void *userdata)
 	(void)usec;
 	m->beats++;
 	atomic_fetch_add(&m->core.arena->h->heartbeat, 1);
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = process_get(&m->core, i, m->core.process[i].generation);
 
 		if (!p)
@@ -399,7 +399,7 @@ static unsigned live_processes(struct manager *m, uint64_t *ret_swapped)
 	unsigned n = 0;
 
 	*ret_swapped = 0;
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &m->core.process[i];
 
 		if (atomic_load(&p->shared->state) == PROCESS_FREE)
@@ -460,7 +460,7 @@ static void begin_stop(struct manager *m)
 	log_notice("Stopping: bringing %llu MiB back into %u processes", (unsigned long long)(swapped >> 8),
 		   n);
 	atomic_store(&m->core.stopping, true);
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &m->core.process[i];
 
 		if (atomic_load(&p->shared->state) != PROCESS_LIVE)

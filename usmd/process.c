@@ -27,12 +27,8 @@ int processes_new(struct core *c)
 	c->process = calloc(ARENA_PROCESSES, sizeof(*c->process));
 	if (!c->process)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
-		c->process[i].core = c;
-		c->process[i].number = i;
-		c->process[i].shared = &c->arena->process[i];
-		c->process[i].scan.pagemap_fd = c->process[i].scan.maps_fd = -1;
-	}
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++)
+		process_init(c, i);
 	return 0;
 }
 
@@ -70,6 +66,8 @@ struct process *process_new(struct core *c)
 		s->uffd = s->sock = s->opsfd = s->pidfd = -1;
 		s->generation = (uint32_t)++c->arena->h->next_generation;
 		process_init(c, i);
+		if (i >= arena_processes(c->arena))
+			atomic_store(&c->arena->h->nr_processes, i + 1);
 		atomic_store(&s->state, PROCESS_BUILDING);
 		p = &c->process[i];
 		break;

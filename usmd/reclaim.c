@@ -699,7 +699,7 @@ static void check_operations(struct reclaim *r)
 	uint64_t now = now_nsec();
 	unsigned nr_posted = 0;
 
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 		uint32_t state;
 
@@ -822,7 +822,7 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 			eventfd_write(c->main_fd, 1);
 		}
 	}
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
 		if (!atomic_load_explicit(&p->over_limit, memory_order_relaxed))
@@ -876,7 +876,7 @@ static unsigned evict_lowest_priority(struct reclaim *r, unsigned want)
 	unsigned k;
 	int first = 0;
 
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
 		if (atomic_load_explicit(&p->shared->state, memory_order_relaxed) != PROCESS_LIVE)

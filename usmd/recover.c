@@ -67,7 +67,7 @@ int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_ke
 	for (unsigned i = 0; i < USM_SWAP_DEVICES; i++)
 		if (h->swap.device[i].in_use)
 			mark(known, n, h->swap.device[i].fd);
-	for (unsigned i = 0; i < ARENA_PROCESSES; i++) {
+	for (unsigned i = 0; i < arena_processes(c->arena); i++) {
 		struct arena_process *s = &c->arena->process[i];
 
 		if (s->state == PROCESS_FREE)
@@ -260,7 +260,7 @@ int recover_processes(struct core *c)
 	if (!nodes)
 		return -ENOMEM;
 	residents = (struct scan){.c = c};
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct arena_process *s = &c->arena->process[i];
 
 		if (s->state == PROCESS_FREE)
@@ -274,7 +274,7 @@ int recover_processes(struct core *c)
 		}
 	}
 	arena_nodes_recover(c->arena, nodes, top);
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct arena_process *s = &c->arena->process[i];
 		int r;
 
@@ -331,7 +331,7 @@ int recover_frames(struct core *c)
 {
 	struct scan *s = &residents;
 
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
 		if (p->shared->state == PROCESS_FREE)
@@ -370,7 +370,7 @@ int recover_frames(struct core *c)
 	}
 	free(s->list);
 	residents = (struct scan){0};
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 		int r;
 
@@ -386,7 +386,7 @@ int recover_frames(struct core *c)
 
 void recover_wake(struct core *c)
 {
-	for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
 		if (p->shared->state != PROCESS_LIVE)
@@ -397,7 +397,7 @@ void recover_wake(struct core *c)
 		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
 	}
 	for (int barrier = 0; barrier < 2; barrier++)
-		for (uint32_t i = 0; i < ARENA_PROCESSES; i++) {
+		for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 			struct process *p = &c->process[i];
 
 			/* Those that have to wait for their agents come last. */

@@ -105,7 +105,7 @@ void worker_defer(struct process *p)
 
 static void read_deferred(struct core *c)
 {
-	for (uint32_t i = 0; i < ARENA_PROCESSES && atomic_load(&workers.nr_deferred); i++) {
+	for (uint32_t i = 0; i < arena_processes(c->arena) && atomic_load(&workers.nr_deferred); i++) {
 		struct process *p = &c->process[i];
 
 		if (!atomic_load_explicit(&p->deferred, memory_order_relaxed) ||

@@ -267,7 +267,7 @@ static struct process *child_with(struct core_fixture *f, int uffd, unsigned *re
 	struct process *child = NULL;
 
 	*ret_n = 0;
-	for (unsigned i = 0; i < ARENA_PROCESSES; i++)
+	for (unsigned i = 0; i < arena_processes(f->core.arena); i++)
 		if (f->arena->process[i].state != PROCESS_FREE &&
 		    f->arena->process[i].uffd == uffd) {
 			child = &f->core.process[i];
@@ -369,7 +369,7 @@ static void dump(struct core_fixture *f, char *text, size_t size)
 	size_t n = 0;
 
 	text[0] = '\0';
-	for (unsigned i = 0; i < ARENA_PROCESSES; i++) {
+	for (unsigned i = 0; i < arena_processes(f->core.arena); i++) {
 		struct process *p = &f->core.process[i];
 
 		if (p->shared->state == PROCESS_FREE)
@@ -633,7 +633,7 @@ static void test_real(void **state)
 	assert_true(entry_of(p, vpn + 10) == PAGE_ENTRY(PAGE_RESIDENT, frame[10]));
 	assert_int_equal(atomic_load(&p->nr_resident), REAL_PAGES - 1 - 2);
 	run_step(p, &g, 3);
-	for (unsigned i = 0; i < ARENA_PROCESSES; i++)
+	for (unsigned i = 0; i < arena_processes(f->core.arena); i++)
 		if (f->core.process[i].shared->state == PROCESS_LIVE && &f->core.process[i] != p)
 			child = &f->core.process[i];
 	assert_non_null(child);
