@@ -540,6 +540,7 @@ static void look_after(struct core *c, struct process *p)
 	if (s->attached && s->pid > 0) {
 		pin_threads(p);
 		janitor_scan(c, p);
+		reclaim_check_limit(p);
 	}
 }
 

@@ -108,7 +108,8 @@ static unsigned read_pins(struct process *p, uint64_t *pins)
 
 static bool can_post(struct process *p)
 {
-	return p->ops && p->shared->sock >= 0 && p->evict.in_epoll && !atomic_load(&p->no_evict) &&
+	return atomic_load(&p->core->evict_modes) && p->ops && p->shared->sock >= 0 &&
+	       p->evict.in_epoll && !atomic_load(&p->no_evict) &&
 	       !atomic_load(&p->gone) && !atomic_load(&p->barrier) &&
 	       atomic_load(&p->shared->op_state) == OP_IDLE;
 }
@@ -625,6 +626,8 @@ static void collect(struct reclaim *r, struct process *p)
 	end_operation(p);
 	if (refused)
 		note_stopped(p);
+	if (evicted)
+		reclaim_check_limit(p);
 	if (pool) {
 		policy_give_back(pool, stay, nr_stay);
 		pool_flush(pool);
@@ -802,7 +805,9 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 				/* Not one page of a whole round could be claimed. */
 				if (++q->fruitless > 8) {
 					q->done = true;
-					q->reason = atomic_load(&p->unevictable_reason);
+					q->reason = atomic_load(&c->evict_modes) ?
+							    atomic_load(&p->unevictable_reason) :
+							    "'eviction off' is configured";
 					if (!q->reason)
 						q->reason = atomic_load(&p->nr_resident) > 0 ?
 								    "the rest is pinned, just freed, or "
@@ -999,6 +1004,15 @@ static void kick(struct reclaim *r)
 {
 	if (!atomic_exchange(&r->kicked, true))
 		eventfd_write(r->kick_fd, 1);
+}
+
+void reclaim_check_limit(struct process *p)
+{
+	uint64_t limit = p->shared->limit_pages;
+
+	if (limit && atomic_load(&p->nr_resident) > (int64_t)limit &&
+	    !atomic_exchange(&p->over_limit, true))
+		kick(p->core->reclaim);
 }
 
 void reclaim_kick(struct core *c)

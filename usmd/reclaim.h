@@ -28,6 +28,10 @@ void reclaim_kick(struct core *c);
  */
 bool reclaim_wait(struct core *c, struct process *p);
 
+/* Is p over its limit without a fault that says so (it was lowered, pages were adopted)?
+ * Then pages leave, as long as some can.  Any thread. */
+void reclaim_check_limit(struct process *p);
+
 /* A policy wants these frames out now: waits until they are, or cannot leave. */
 void reclaim_frames_now(struct pool *pool, const uint32_t *frames, unsigned n);
 
