@@ -318,6 +318,8 @@ static void apply_fork(struct apply *a, int uffd)
 		memcpy(cs->policy, s->policy, sizeof(cs->policy));
 		atomic_store(&child->pool, atomic_load(&p->pool));
 		atomic_store(&child->policy, atomic_load(&p->policy));
+		atomic_store(&child->swap_policy, atomic_load(&p->swap_policy));
+		atomic_store(&child->swap_none, atomic_load(&p->swap_none));
 		if (getrandom(&cs->nonce, sizeof(cs->nonce), 0) != sizeof(cs->nonce) || !cs->nonce)
 			cs->nonce = now_nsec() | 1;
 		a->child = child;

@@ -66,3 +66,5 @@ int manager_default_swap(struct manager *m);
 const char *manager_policy_for(struct manager *m, const char *name, const char *argv0,
 			       const struct usm_config_process **ret_rule);
 void manager_check_evictions(struct manager *m);
+/* Who chooses what leaves of a process that has its pool; a name that cannot is logged. */
+void manager_swap_by(struct process *p, const struct usm_config_process *rule);

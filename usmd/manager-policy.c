@@ -177,6 +177,44 @@ const char *manager_policy_for(struct manager *m, const char *name, const char *
 	return strcmp(policy, "none") ? policy : NULL;
 }
 
+void manager_swap_by(struct process *p, const struct usm_config_process *rule)
+{
+	struct arena_process *s = p->shared;
+
+	if (policy_swap_by(p, rule ? rule->swap_policy : "") < 0)
+		log_event(LOG_WARNING,
+			  &((struct usm_log_fields){.event = "policy",
+						    .message_id = USM_MSG_POLICY,
+						    .process = s->name,
+						    .pid = s->pid,
+						    .policy = rule->swap_policy}),
+			  "%s (pid %d): 'process swap %s %s': a policy can choose only among pages "
+			  "that a policy of the same file has placed; %s, which places them, chooses "
+			  "what leaves",
+			  s->name, s->pid, rule->name, rule->swap_policy, s->policy);
+}
+
+/* May `policy` choose what leaves of the pages that the rule's, or the default, places? */
+static int check_swap_policy(struct manager *m, const char *name, const char *policy,
+			     char **ret_message)
+{
+	const struct usm_config_process *rule = usm_config_find(m->config, name);
+	const char *alloc = rule && rule->alloc_policy[0] ? rule->alloc_policy :
+							    m->config->default_policy;
+	struct pool *pool;
+	int r;
+
+	if (!strcmp(policy, "none") || !strcmp(alloc, "none"))
+		return 0;
+	r = manager_pool(m, alloc, &pool, ret_message);
+	if (r < 0 || (pool->set && policy_set_find(pool->set, policy)) || !strcmp(alloc, policy))
+		return r;
+	return say(ret_message, -EINVAL,
+		   "'%s' cannot choose what leaves of pages that '%s' has placed: they come from "
+		   "different policy files",
+		   policy, alloc);
+}
+
 int manager_policy_load(struct manager *m, const char *file, char **ret_message)
 {
 	int r;
@@ -348,6 +386,11 @@ int manager_assign(struct manager *m, const char *name, char which, const char *
 
 	if (policy && strcmp(policy, "none")) {
 		r = manager_pool(m, policy, &pool, ret_message);
+		if (r < 0)
+			return r;
+	}
+	if (policy && which == 's') {
+		r = check_swap_policy(m, name, policy, ret_message);
 		if (r < 0)
 			return r;
 	}

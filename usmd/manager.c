@@ -99,12 +99,13 @@ void manager_apply(struct manager *m)
 			atomic_store(&p->release, true);
 			continue;
 		}
-		if (!strcmp(policy, s->policy) || manager_pool(m, policy, &pool, &message) < 0)
-			continue;
-		/* Its resident pages stay where they are until they leave. */
-		policy_serve(p, pool, policy);
-		s->pool = pool->number;
-		snprintf(s->policy, sizeof(s->policy), "%s", policy);
+		if (strcmp(policy, s->policy) && manager_pool(m, policy, &pool, &message) >= 0) {
+			/* Its resident pages stay where they are until they leave. */
+			policy_serve(p, pool, policy);
+			s->pool = pool->number;
+			snprintf(s->policy, sizeof(s->policy), "%s", policy);
+		}
+		manager_swap_by(p, rule);
 	}
 	reclaim_kick(c);
 }
@@ -302,8 +303,10 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 static void attached(void *userdata, struct process *p)
 {
 	struct manager *m = userdata;
+	const struct usm_config_process *rule;
 
-	(void)p;
+	manager_policy_for(m, p->shared->name, p->shared->argv0, &rule);
+	manager_swap_by(p, rule);
 	eventfd_write(m->core.janitor_fd, 1);
 }
 

@@ -393,8 +393,22 @@ void policy_serve(struct process *p, struct pool *pool, const char *name)
 
 	/* A thread that sees one without the other takes the set's default for a moment. */
 	atomic_store(&p->policy, NULL);
+	atomic_store(&p->swap_policy, NULL);
 	atomic_store(&p->pool, pool);
 	atomic_store(&p->policy, policy && policy->alloc.usm_alloc ? policy : NULL);
+}
+
+int policy_swap_by(struct process *p, const char *name)
+{
+	struct pool *pool = atomic_load(&p->pool);
+	struct policy *policy = NULL;
+	bool none = !strcmp(name, "none");
+
+	if (name[0] && !none && pool && pool->set)
+		policy = policy_set_find(pool->set, name);
+	atomic_store(&p->swap_policy, policy);
+	atomic_store(&p->swap_none, none);
+	return name[0] && !none && !policy ? -ENOENT : 0;
 }
 
 /* --- calling ----------------------------------------------------------------------- */
@@ -405,6 +419,38 @@ static void count_decision(struct policy *policy, unsigned n, uint64_t nsec)
 	atomic_fetch_add_explicit(&policy->nsec_total, nsec, memory_order_relaxed);
 	if (n && nsec / n > atomic_load_explicit(&policy->nsec_max, memory_order_relaxed))
 		atomic_store(&policy->nsec_max, nsec / n);
+}
+
+/* Who has the frame in his lists. */
+static struct policy *taken_by(struct pool *pool, size_t page)
+{
+	unsigned n = pool->taken_by[page];
+
+	return n && n <= pool->set->nr_policies ? &pool->set->policy[n - 1] : set_policy(pool->set);
+}
+
+/* Who is to name victims: the policies of the processes with pages here take turns. */
+static struct policy *victims_by(struct pool *pool)
+{
+	struct core *c = pool->core;
+	uint32_t n = arena_processes(c->arena), turn = atomic_load(&pool->victims_turn);
+
+	for (uint32_t i = 0; pool->set->nr_policies > 1 && i < n; i++) {
+		struct process *p = &c->process[(turn + i) % n];
+		struct policy *policy;
+
+		if (atomic_load(&p->shared->state) != PROCESS_LIVE ||
+		    atomic_load(&p->pool) != pool || atomic_load(&p->nr_resident) <= 0)
+			continue;
+		atomic_store(&pool->victims_turn, (turn + i + 1) % n);
+		policy = atomic_load(&p->swap_policy);
+		if (!policy)
+			policy = atomic_load(&p->policy);
+		if (policy && policy->set == pool->set)
+			return policy;
+		break;
+	}
+	return set_policy(pool->set);
 }
 
 unsigned policy_alloc(struct pool *pool, uint32_t process, const uint64_t *vpn, unsigned n,
@@ -442,6 +488,8 @@ unsigned policy_alloc(struct pool *pool, uint32_t process, const uint64_t *vpn, 
 		if (ctx.submitted) {
 			/* What it says after it has submitted does not take the frame back. */
 			frames[i] = ctx.frame;
+			pool->taken_by[ctx.frame - pool->first] =
+				(uint8_t)(policy - pool->set->policy + 1);
 			continue;
 		}
 		if (r == 0)
@@ -464,7 +512,7 @@ unsigned policy_victims(struct pool *pool, uint32_t *frames, unsigned max)
 
 	if (set) {
 		pool_flush(pool);
-		policy = set_policy(set);
+		policy = victims_by(pool);
 		fallback = set->evict_fallback ? *set->evict_fallback : NULL;
 		ctx.victims = frames;
 		ctx.nr_victims = 0;
@@ -496,23 +544,24 @@ unsigned policy_victims(struct pool *pool, uint32_t *frames, unsigned max)
 void policy_give_back(struct pool *pool, const uint32_t *frames, unsigned n)
 {
 	struct page *pages[USM_OPS_BATCH];
-	struct policy *policy;
-	unsigned k = 0;
 
-	if (!pool->set)
-		return;
-	policy = set_policy(pool->set);
-	if (!policy->alloc.put_used_pages)
-		return;
-	for (unsigned i = 0; i < n && k < USM_OPS_BATCH; i++)
-		if (!pool_is_lent(pool, frames[i]) &&
-		    atomic_load(&pool_frame(pool->core, frames[i])->owner))
-			pages[k++] = &pool->pages[frames[i] - pool->first];
-	if (!k)
-		return;
-	enter(pool, CALL_OTHER);
-	policy->alloc.put_used_pages(pages, k);
-	leave();
+	for (unsigned j = 0; pool->set && j < pool->set->nr_policies; j++) {
+		struct policy *policy = &pool->set->policy[j];
+		unsigned k = 0;
+
+		if (!policy->alloc.put_used_pages)
+			continue;
+		for (unsigned i = 0; i < n && k < USM_OPS_BATCH; i++)
+			if (!pool_is_lent(pool, frames[i]) &&
+			    atomic_load(&pool_frame(pool->core, frames[i])->owner) &&
+			    taken_by(pool, frames[i] - pool->first) == policy)
+				pages[k++] = &pool->pages[frames[i] - pool->first];
+		if (!k)
+			continue;
+		enter(pool, CALL_OTHER);
+		policy->alloc.put_used_pages(pages, k);
+		leave();
+	}
 }
 
 bool policy_oom(struct pool *pool, uint32_t process, uint64_t vpn)
@@ -546,7 +595,7 @@ void policy_frame_freed(struct pool *pool, struct page *page)
 
 	if (!pool->set)
 		return;
-	policy = set_policy(pool->set);
+	policy = taken_by(pool, (size_t)(page - pool->pages));
 	enter(pool, CALL_OTHER);
 	if (policy->alloc.usm_pindex_free)
 		policy->alloc.usm_pindex_free(&event);

@@ -40,6 +40,10 @@ struct policy_set {
 int policy_set_load(struct pool *pool, const char *file, struct policy_set **ret,
 		    char **ret_message);
 struct policy_set *policy_set_unload(struct policy_set *set);
+/* The policy of that name, of the set that serves the process, chooses which of its pages
+ * leave; "": the one that places them; "none": no page leaves.  -ENOENT: not of its set,
+ * the one that places them goes on. */
+int policy_swap_by(struct process *p, const char *name);
 /* The process is served by this pool from now on, by the policy of that name if its set has it. */
 void policy_serve(struct process *p, struct pool *pool, const char *name);
 struct policy *policy_set_find(struct policy_set *set, const char *name);

@@ -30,9 +30,10 @@ int pool_new(struct core *c, unsigned number, uint32_t nr, struct pool **ret)
 	pool->first = shared->first;
 	pool->nr = shared->nr;
 	pool->pages = calloc(pool->nr, sizeof(*pool->pages));
+	pool->taken_by = calloc(pool->nr, sizeof(*pool->taken_by));
 	pool->freed_next = calloc(pool->nr, sizeof(*pool->freed_next));
 	pool->announced = calloc(pool->nr, sizeof(*pool->announced));
-	if (!pool->pages || !pool->freed_next || !pool->announced) {
+	if (!pool->pages || !pool->taken_by || !pool->freed_next || !pool->announced) {
 		pool_free(pool);
 		return -ENOMEM;
 	}
@@ -58,6 +59,7 @@ struct pool *pool_free(struct pool *pool)
 	if (!pool)
 		return NULL;
 	free(pool->pages);
+	free(pool->taken_by);
 	free((void *)pool->freed_next);
 	free((void *)pool->announced);
 	free(pool);

@@ -49,6 +49,8 @@ struct process {
 	struct usm_agent_ops *ops;	/* NULL until the agent's memory is there */
 	_Atomic(struct pool *) pool;
 	_Atomic(struct policy *) policy; /* of that pool's set; NULL: the set's default */
+	_Atomic(struct policy *) swap_policy; /* who chooses its victims; NULL: the same */
+	_Atomic bool swap_none; /* "process swap NAME none" */
 
 	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published; futex */
 	_Atomic bool barrier;	      /* FORK or REMAP waits for nr_evicting to be 0 */

@@ -109,7 +109,7 @@ static unsigned read_pins(struct process *p, uint64_t *pins)
 static bool can_post(struct process *p)
 {
 	return atomic_load(&p->core->evict_modes) && p->ops && p->shared->sock >= 0 &&
-	       p->evict.in_epoll && !atomic_load(&p->no_evict) &&
+	       p->evict.in_epoll && !atomic_load(&p->no_evict) && !atomic_load(&p->swap_none) &&
 	       !atomic_load(&p->gone) && !atomic_load(&p->barrier) &&
 	       atomic_load(&p->shared->op_state) == OP_IDLE;
 }
@@ -805,9 +805,11 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 				/* Not one page of a whole round could be claimed. */
 				if (++q->fruitless > 8) {
 					q->done = true;
-					q->reason = atomic_load(&c->evict_modes) ?
-							    atomic_load(&p->unevictable_reason) :
-							    "'eviction off' is configured";
+					q->reason = atomic_load(&p->unevictable_reason);
+					if (!atomic_load(&c->evict_modes))
+						q->reason = "'eviction off' is configured";
+					else if (atomic_load(&p->swap_none))
+						q->reason = "its 'process swap' line says none";
 					if (!q->reason)
 						q->reason = atomic_load(&p->nr_resident) > 0 ?
 								    "the rest is pinned, just freed, or "

@@ -199,14 +199,10 @@ build_policy() {
 
 @test "oom kill: the program is killed, and the log says why" {
 	start_usmd 16 "default policyOne" "eviction off" "oom kill"
-	launch_program hold 24
-	wait_for 20 program_has_ended
+	run managed root 30 "$T/bin/hold" 24 < /dev/null
+	[ "$status" -eq 137 ]
+	[[ $output != *ready* ]]
 	grep -q "'oom kill' is set" "$LOG"
-	run -1 grep ready "$T/hold.out"
-}
-
-program_has_ended() {
-	! pid_alive "$PID"
 }
 
 @test "swap: in the order of their priorities" {
@@ -255,13 +251,44 @@ swap_used() {
 	done
 }
 
-@test "process: alloc and swap say which policy of a file does which half" {
+@test "process: alloc says who places pages, swap who chooses what leaves" {
 	build_policy policyTwo "$T/bin/policies/policyTwo.so"
-	start_usmd 64 "default policyOne" "process alloc hold policyTwo" "process other policyTwo"
+	start_usmd 64 "default policyOne" "process alloc hold policyTwo" "process other policyTwo" \
+		"process swap other none"
 	start_program hold 4
 	[ "$(process "$PID" policy)" = policyTwo ]
+	run -0 usmctl evict "$PID" --pages 100
 	start_program other 4
 	[ "$(process "$PID" policy)" = policyTwo ]
+	# Nothing of it leaves, until it is said again that it may.
+	run -1 usmctl evict "$PID" --pages 100
+	[[ $output == *"says none"* ]]
+	[ "$(process "$PID" swapped)" -eq 0 ]
+	sed -i '/^process swap other/d' "$T/usmd.conf"
+	run -0 usmctl reload
+	run -0 usmctl evict "$PID" --pages 100
+	# A policy of another file does not know these pages: said, not silently left out.
+	run -1 usmctl assign other policyOne --swap
+	[[ $output == *"different policy files"* ]]
+	echo "process swap other policyOne" >> "$T/usmd.conf"
+	run -0 usmctl reload
+	grep -q "'process swap other policyOne'" "$LOG"
+}
+
+@test "process swap: another policy of the same file chooses" {
+	local evictions
+
+	cp "$ROOT/tests/unit/policy-plugin.c" "$T/two.c"
+	cc -std=gnu11 -O2 -fPIC -shared -DPLUGIN=TWO_POLICIES -I"$ROOT/usmd/include" \
+		-o "$T/state/two.so" "$T/two.c"
+	start_usmd 16 "policy $T/state/two.so" "process hold first" "process swap hold swapper"
+	start_program hold 24
+	[ "$(process "$PID" policy)" = first ]
+	evictions=$(process "$PID" evictions)
+	[ "$evictions" -ge 1024 ]
+	[ "$(usmctl list policies --json | jq '.policies[] | select(.name == "first").allocs')" -ge 6144 ]
+	[ "$(usmctl list policies --json | jq '.policies[] | select(.name == "second").allocs')" -eq 0 ]
+	! grep -q "process swap" "$LOG"
 }
 
 @test "policy: a file is loaded at start, or usmd says why not" {

@@ -31,7 +31,7 @@ enum {
 	GUIDE,		 /* evicts inside usm_alloc */
 };
 
-int plugin_nr_freed, plugin_late_result = -1, plugin_second_result = -1;
+int plugin_nr_freed, plugin_nr_freed_first, plugin_late_result = -1, plugin_second_result = -1;
 unsigned int plugin_nr_pages, plugin_wanted, plugin_given_back;
 static unsigned int next, oldest;
 static char *state; /* a page's: 0 free, 1 used, 2 leaving */
@@ -117,6 +117,13 @@ static int frame_free(struct usm_event *event)
 	return 0;
 }
 
+/* Of the first of two policies in one set. */
+static int frame_free_first(struct usm_event *event)
+{
+	plugin_nr_freed_first++;
+	return frame_free(event);
+}
+
 static void put_used(struct page **pages, unsigned int n)
 {
 	plugin_given_back += n;
@@ -165,6 +172,10 @@ static const struct usm_alloc_policy_ops ops = {
 	.usm_free = PLUGIN == FREE_BY_ADDRESS ? frame_free : NULL,
 	.put_used_pages = put_used,
 };
+static const struct usm_alloc_policy_ops first_ops = {
+	.usm_alloc = alloc,
+	.usm_pindex_free = frame_free_first,
+};
 static const struct usm_swap_policy_ops swap_ops = {.usm_swap = swap};
 
 /* What a later ABI might look like. */
@@ -200,8 +211,9 @@ static int setup(unsigned int pagesNumber)
 	case BAD_NAME:
 		return usm_register_alloc_policy(&ops, "a name", true);
 	case TWO_POLICIES:
-		return usm_register_alloc_policy(&ops, "first", false) ||
-		       usm_register_alloc_policy(&ops, "second", true);
+		return usm_register_alloc_policy(&first_ops, "first", false) ||
+		       usm_register_alloc_policy(&ops, "second", true) ||
+		       usm_register_swap_policy(&swap_ops, "swapper", false);
 	case SWAP_POLICY:
 		return usm_register_alloc_policy(&ops, "test", true) ||
 		       usm_register_swap_policy(&swap_ops, "test", true);

@@ -337,18 +337,65 @@ static void test_sizes_of_ops(void **state)
 
 static void test_two_policies(void **state)
 {
+	struct policy_set *set;
 	struct loaded l;
 
 	load(*state, "TWO_POLICIES", &l);
 	assert_int_equal(l.result, 0);
-	assert_int_equal(l.pool->set->nr_policies, 2);
-	assert_ptr_equal(policy_set_find(l.pool->set, "first"), &l.pool->set->policy[0]);
-	assert_ptr_equal(policy_set_find(l.pool->set, "second"), &l.pool->set->policy[1]);
-	assert_null(policy_set_find(l.pool->set, "third"));
+	set = l.pool->set;
+	assert_int_equal(set->nr_policies, 3);
+	assert_ptr_equal(policy_set_find(set, "first"), &set->policy[0]);
+	assert_ptr_equal(policy_set_find(set, "second"), &set->policy[1]);
+	assert_ptr_equal(policy_set_find(set, "swapper"), &set->policy[2]);
+	assert_null(policy_set_find(set, "third"));
 	/* The default one decides for processes that name none of them. */
 	assert_int_equal(alloc_one(&l, VPN0), 0);
-	assert_int_equal(atomic_load(&l.pool->set->policy[0].nr_allocs), 0);
-	assert_int_equal(atomic_load(&l.pool->set->policy[1].nr_allocs), 1);
+	assert_int_equal(atomic_load(&set->policy[0].nr_allocs), 0);
+	assert_int_equal(atomic_load(&set->policy[1].nr_allocs), 1);
+	policy_serve(l.p, l.pool, "first");
+	assert_int_equal(alloc_one(&l, VPN0 + 1), 1);
+	assert_int_equal(atomic_load(&set->policy[0].nr_allocs), 1);
+	/* One that cannot place pages does not. */
+	policy_serve(l.p, l.pool, "swapper");
+	assert_int_equal(alloc_one(&l, VPN0 + 2), 2);
+	assert_int_equal(atomic_load(&set->policy[1].nr_allocs), 2);
+	/* Who took a frame hears that it is free, and has it back if it could not leave. */
+	pool_release(&l.f->core, l.pool->first);
+	pool_flush(l.pool);
+	assert_int_equal(plugin_int(&l, "plugin_nr_freed_first"), 0);
+	pool_release(&l.f->core, l.pool->first + 1);
+	pool_flush(l.pool);
+	assert_int_equal(plugin_int(&l, "plugin_nr_freed_first"), 1);
+	assert_int_equal(plugin_int(&l, "plugin_nr_freed"), 2);
+}
+
+static void test_swap_by_name(void **state)
+{
+	uint32_t frames[8];
+	struct loaded l;
+
+	load(*state, "TWO_POLICIES", &l);
+	policy_serve(l.p, l.pool, "first");
+	for (int i = 0; i < 6; i++)
+		assert_int_equal(alloc_one(&l, VPN0 + (unsigned)i), i);
+	atomic_store(&l.p->nr_resident, 6);
+	/* Nothing said: the fallback of the file, not the third policy. */
+	assert_int_equal(policy_swap_by(l.p, ""), 0);
+	assert_int_equal(policy_victims(l.pool, frames, 2), 2);
+	assert_int_equal(plugin_int(&l, "plugin_wanted"), 0);
+	assert_int_equal(policy_swap_by(l.p, "swapper"), 0);
+	assert_int_equal(policy_victims(l.pool, frames, 2), 2);
+	assert_int_equal(plugin_int(&l, "plugin_wanted"), 2);
+	assert_int_equal(frames[0], l.pool->first + 2);
+	/* What was taken by a policy without put_used_pages is given to no other. */
+	policy_give_back(l.pool, frames, 2);
+	assert_int_equal(plugin_int(&l, "plugin_given_back"), 0);
+	assert_int_equal(policy_swap_by(l.p, "stranger"), -ENOENT);
+	assert_false(atomic_load(&l.p->swap_none));
+	assert_int_equal(policy_swap_by(l.p, "none"), 0);
+	assert_true(atomic_load(&l.p->swap_none));
+	assert_int_equal(policy_swap_by(l.p, "second"), 0);
+	assert_false(atomic_load(&l.p->swap_none));
 }
 
 static void test_swap_policy(void **state)
@@ -513,6 +560,7 @@ int main(void)
 		TEST(test_wrong_victims),
 		TEST(test_sizes_of_ops),
 		TEST(test_two_policies),
+		TEST(test_swap_by_name),
 		TEST(test_swap_policy),
 		TEST(test_guide),
 		TEST(test_policy_one),

@@ -324,12 +324,19 @@ static void test_frame_named_twice(void **state)
 {
 	struct core_fixture *f = *state;
 	struct process *p = setup_process(f);
-	uint32_t frame = put_resident(p, VPN0, 0), number = p->number;
+	uint32_t frame = put_resident(p, VPN0 + 1, 0), number = p->number, clean = new_slot(f);
 
-	put_entry(p, VPN0 + 1, PAGE_ENTRY(PAGE_RESIDENT, frame));
+	atomic_store(&pool_frame(&f->core, frame)->clean_slot, clean);
+	put_entry(p, VPN0, PAGE_ENTRY(PAGE_RESIDENT, frame));
 	die_and_recover(f);
 	p = &f->core.process[number];
 	assert_int_equal(check_frames(f), 2);
+	/* The clean slot is that of the page which the frame names, and of no other. */
+	assert_int_equal(usm_swap_refs(f->core.swap, clean), 1);
+	frame = PAGE_VALUE(entry_of(p, VPN0));
+	assert_int_equal(atomic_load(&pool_frame(&f->core, frame)->clean_slot), 0);
+	frame = PAGE_VALUE(entry_of(p, VPN0 + 1));
+	assert_int_equal(atomic_load(&pool_frame(&f->core, frame)->clean_slot), clean);
 	assert_int_not_equal(PAGE_VALUE(entry_of(p, VPN0)), PAGE_VALUE(entry_of(p, VPN0 + 1)));
 	assert_false(atomic_load(&p->killed));
 }
