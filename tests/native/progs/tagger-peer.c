@@ -17,6 +17,8 @@
  *
  * Exit status 0: the program ended as expected and enough pages left.  Everything runs on one
  * thread that never waits for an agent: it serves faults while an operation is in flight.
+ *
+ * Longer than other files because each program here is one file; the sections are its modules.
  */
 #include <errno.h>
 #include <fcntl.h>
