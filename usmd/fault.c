@@ -33,7 +33,7 @@ struct fill {
 	unsigned n;
 	bool swapped; /* all from slots, or all without content */
 	uint32_t slot[USM_OPS_BATCH];
-	uint32_t frame[USM_OPS_BATCH]; /* 0: none yet */
+	uint32_t frame[USM_OPS_BATCH]; /* 0: none yet, or none at all: see publish() */
 };
 
 /* --- fault-around ------------------------------------------------------------------ */
@@ -230,10 +230,10 @@ static int out_of_frames(struct process *p, struct pool *pool, uint64_t vpn, boo
 	switch (atomic_load(&c->oom)) {
 	case USM_OOM_EXCEED:
 		log_exceeded(p);
-		if (pool_take_any(pool, p->number, vpn, ret_frame) ||
-		    pool_take_lent(pool, p->number, vpn, ret_frame))
-			return 1;
-		break;
+		/* When even the lent frames are used up: without one. */
+		if (!pool_take_any(pool, p->number, vpn, ret_frame))
+			pool_take_lent(pool, p->number, vpn, ret_frame);
+		return 1;
 	case USM_OOM_KILL:
 		process_kill(p, VADDR(vpn),
 			     limited ? "it is over its limit, nothing of it can leave, and 'oom "
@@ -269,6 +269,8 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 	unsigned refusals = 0;
 	int r = 0;
 
+	if (lend)
+		return 0; /* without frames */
 	for (unsigned i = 0; i < f->n; i++)
 		vpn[i] = f->vpn + i;
 	while (!have) {
@@ -288,12 +290,6 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 				have = pool_take_any(pool, p->number, vpn[0], &f->frame[0]);
 			if (have)
 				break;
-		}
-		if (lend) {
-			have = pool_take_lent(pool, p->number, vpn[0], &f->frame[0]);
-			if (!have)
-				r = -ENOMEM;
-			break;
 		}
 		if (!wait) {
 			r = -ENOMEM;
@@ -378,17 +374,24 @@ static int fill_read(struct fill *f, uint8_t *buffer)
 
 /* --- installing -------------------------------------------------------------------- */
 
-/* The page is present under our claim. Under the latch. */
+/*
+ * The page is present under our claim.  Without a frame it becomes NONE: the program's
+ * own, as if it had never been managed, until the janitor adopts it.  Under the latch.
+ */
 static void publish(struct fill *f, unsigned i, bool content_from_slot)
 {
 	struct process *p = f->p;
 	struct core *c = p->core;
 	uint32_t slot = PAGE_VALUE(atomic_load(&f->entry[i]));
 
-	if (slot && (!content_from_slot || atomic_load(&c->swap_tight) ||
+	if (slot && (!f->frame[i] || !content_from_slot || atomic_load(&c->swap_tight) ||
 		     usm_swap_slot_draining(c->swap, slot))) {
 		usm_swap_unref(c->swap, slot);
 		slot = 0;
+	}
+	if (!f->frame[i]) {
+		atomic_store(&f->entry[i], 0);
+		return;
 	}
 	atomic_store_explicit(&pool_frame(c, f->frame[i])->clean_slot, slot, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->nr_resident, 1, memory_order_relaxed);

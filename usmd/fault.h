@@ -12,7 +12,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *f);
 
 /*
  * Brings the page back (SWAPPED) or takes it in (NONE and present: adopt) for the
- * janitor.  lend: over the pool's size if need be.  0, -ENOMEM (no frame), -EAGAIN
+ * janitor.  lend: without frames, when the pool has no say any more.  0, -ENOMEM (no frame), -EAGAIN
  * (busy), -ENOENT, -ESRCH, -EIO.
  */
 int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool lend);

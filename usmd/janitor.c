@@ -34,6 +34,8 @@
 #define AUDIT_TICKS_CHILD 5
 /* Threads of one process whose control blocks are looked up each tick. */
 #define THREADS_MAX 1024
+/* How long an agent that was told to go may take. */
+#define RELEASE_TICKS 10
 /* Runs of pages that a process brings back each tick from a device that is being removed. */
 #define DRAIN_RUNS 256
 #define PAGEMAP_PRESENT	  (1ull << 63)
@@ -487,29 +489,45 @@ static bool is_alive(struct process *p)
 	return userfault_protect(p->shared->uffd, VPN(0x10000), 1, false) != -ESRCH;
 }
 
-static void send_release(struct process *p)
+static void unregister_all(struct core *c, struct process *p)
+{
+	if (!p->shared->attached)
+		return; /* closing its userfaultfd, which nobody else has, does it */
+	/* For the ranges only: nothing is taken in any more. */
+	p->scan.next_audit_tick = UINT64_MAX;
+	janitor_scan(c, p);
+	for (unsigned i = 0; i < p->scan.nr_ranges; i++)
+		userfault_unregister(p->shared->uffd, p->scan.ranges[2 * i],
+				     p->scan.ranges[2 * i + 1]);
+}
+
+/*
+ * Lets a living process go, in steps of one tick: its pages come back; its agent is told,
+ * after which the tagger's hooks register nothing more, and ends; what is registered is
+ * unregistered.  Faults are served until then.
+ */
+static void release(struct core *c, struct process *p)
 {
 	struct usm_attach_msg m = {
 		.magic = USM_ATTACH_MAGIC,
 		.version = USM_ATTACH_VERSION,
 		.type = USM_ATTACH_RELEASE,
 	};
+	uint64_t tick = atomic_load(&c->tick);
 
-	for (unsigned i = 0; i < p->scan.nr_ranges; i++)
-		userfault_unregister(p->shared->uffd, p->scan.ranges[2 * i],
-				     p->scan.ranges[2 * i + 1]);
-	if (p->shared->sock >= 0)
-		send(p->shared->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
-static void release(struct core *c, struct process *p)
-{
 	atomic_store(&p->no_evict, true);
+	if (p->scan.release_tick && !atomic_load(&p->gone) &&
+	    tick - p->scan.release_tick < RELEASE_TICKS)
+		return;
+	atomic_store(&p->gone, false);
 	if (!bring_all_back(c, p))
 		return;
-	if (p->shared->attached)
-		janitor_scan(c, p);
-	send_release(p);
+	if (p->shared->sock >= 0 && !p->scan.release_tick) {
+		p->scan.release_tick = tick;
+		if (send(p->shared->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+			return;
+	}
+	unregister_all(c, p);
 	tear_down(c, p);
 }
 
@@ -521,7 +539,14 @@ static void look_after(struct core *c, struct process *p)
 		tear_down(c, p);
 		return;
 	}
-	if (atomic_load(&p->gone) && !atomic_load(&p->killed)) {
+	if (atomic_load(&p->killed))
+		return;
+	if (atomic_load(&p->release) ||
+	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {
+		release(c, p);
+		return;
+	}
+	if (atomic_load(&p->gone)) {
 		/* Its agent is gone or its userfaultfd fails, but it lives: without the agent no
 		 * page can leave.  What was under way when the agent ended cannot be told. */
 		if (atomic_load(&s->op_state) != OP_IDLE)
@@ -529,13 +554,6 @@ static void look_after(struct core *c, struct process *p)
 		atomic_store(&p->no_evict, true);
 		atomic_store(&p->unevictable_reason, "its agent is gone");
 		atomic_store(&p->gone, false);
-	}
-	if (atomic_load(&p->killed))
-		return;
-	if (atomic_load(&p->release) ||
-	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {
-		release(c, p);
-		return;
 	}
 	if (s->attached && s->pid > 0) {
 		pin_threads(p);

@@ -86,6 +86,7 @@ struct process {
 	/* The janitor's own. */
 	struct {
 		uint64_t next_audit_tick;
+		uint64_t release_tick; /* its agent was told to go, 0: not yet */
 		uint64_t *ranges; /* registered ranges seen by the last scan, start/end */
 		unsigned nr_ranges, cap_ranges;
 		int pagemap_fd, maps_fd;
