@@ -50,10 +50,10 @@ done
 if [ $# -gt 0 ]; then
 	files=("$@")
 elif [ "$mode" = quick ]; then
-	files=(tests/native/{config,control}.bats)
+	files=(tests/native/{config,control,directives}.bats)
 else
 	# The quick ones first.
-	files=(tests/native/{config,control,programs,workloads}.bats)
+	files=(tests/native/{config,control,directives,programs,workloads}.bats)
 	for f in tests/native/*.bats; do
 		[[ " ${files[*]} " == *" $f "* ]] || files+=("$f")
 	done
