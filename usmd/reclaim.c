@@ -581,7 +581,7 @@ static void collect(struct reclaim *r, struct process *p)
 				    false);
 			continue;
 		}
-		stays = lazy && res == -EBUSY;
+		stays = lazy && (res == -EBUSY || res == -EMLINK);
 		if (res != 0 && !stays) {
 			if (lazy)
 				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
@@ -606,6 +606,8 @@ static void collect(struct reclaim *r, struct process *p)
 		}
 		if (stays)
 			stay[nr_stay++] = PAGE_VALUE(v);
+		if (stays && res == -EMLINK && p->evict.nr_unshare < USM_OPS_BATCH)
+			p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
 				userfault_protect(s->uffd, s->op_vpn[i], 1, false);

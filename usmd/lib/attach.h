@@ -97,7 +97,8 @@ struct usm_attach_msg {
  *   trash with u2, and drop trash by MADV_DONTNEED.
  * LAZYFREE: all pages are write-protected by the daemon.  Copy each to the data
  *   area, then on one processor MADV_FREE and MADV_PAGEOUT by run, then look at
- *   /proc/self/pagemap: gone -> res 0, present -> -EBUSY.  Holds
+ *   /proc/self/pagemap: gone -> res 0, present -> -EBUSY, or -EMLINK when a
+ *   fork has left it to several processes.  Holds
  *   the tagger's mapping lock (no hooked mmap, munmap, mremap runs meanwhile).
  * UNSHARE: MADV_POPULATE_WRITE of each page, result in res[].
  */

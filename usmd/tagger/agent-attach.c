@@ -12,6 +12,8 @@
 /* A daemon that is being started by its socket answers later than a running one. */
 #define ANSWER_SEC 10
 #define RETRY_USEC 100000
+/* Handshakes that may break off before the program runs unmanaged. */
+#define HANDSHAKES 5u
 /* A parent was managed a moment ago, so a daemon that cannot be reached is only busy. */
 #define CHILD_CONNECT_USEC (10 * 1000000)
 
@@ -254,12 +256,10 @@ static int ready(struct usm_agent *a, char reason[128])
 	return -ECONNREFUSED;
 }
 
-int usm_agent_attach(struct usm_agent *a, char reason[128])
+static int attach_once(struct usm_agent *a, char reason[128])
 {
-	int r;
+	int r = connect_daemon(a);
 
-	a->sock = a->u1 = a->u2 = -1;
-	r = connect_daemon(a);
 	if (r < 0) {
 		set_reason(reason, r == -EACCES ? "no permission to reach usmd at " :
 				   "no usmd answers at ", a->socket_path);
@@ -268,12 +268,35 @@ int usm_agent_attach(struct usm_agent *a, char reason[128])
 	r = hello(a, reason);
 	if (r < 0)
 		return r;
-	r = map_memory(a);
+	r = a->trash ? 0 : map_memory(a);
 	if (r < 0) {
 		set_reason(reason, "no memory for the agent", NULL);
 		return r;
 	}
-	r = ready(a, reason);
+	return ready(a, reason);
+}
+
+static void close_if_open(int *fd)
+{
+	if (*fd >= 0)
+		sys_close(*fd);
+	*fd = -1;
+}
+
+int usm_agent_attach(struct usm_agent *a, char reason[128])
+{
+	int r;
+
+	a->sock = a->u1 = a->u2 = -1;
+	for (uint32_t i = 0; i < HANDSHAKES; i++) {
+		r = attach_once(a, reason);
+		/* An engine that dies in the middle of it leaves its connections to the next. */
+		if (r != -ECONNRESET && r != -EPIPE)
+			break;
+		close_if_open(&a->sock);
+		close_if_open(&a->u1);
+		close_if_open(&a->u2);
+	}
 	if (r < 0)
 		return r;
 	a->evict_modes = a->ops->evict_modes;

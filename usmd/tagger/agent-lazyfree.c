@@ -27,6 +27,7 @@
 #define PM_PRESENT (1ull << 63)
 #define PM_SWAPPED (1ull << 62)
 #define PM_UFFD_WP (1ull << 57)
+#define PM_MMAP_EXCLUSIVE (1ull << 56)
 
 /* Enough for 8192 processors. */
 struct cpu_mask {
@@ -150,9 +151,12 @@ static void free_run(struct usm_agent *a, uint32_t from, uint32_t to)
 	}
 	/* Gone is gone, whoever took it: a page that the program dropped comes with an event. */
 	for (uint32_t i = from; i < to; i++) {
-		bool stays = page_state(a, a->addr[i]) & (PM_PRESENT | PM_SWAPPED);
+		uint64_t state = page_state(a, a->addr[i]);
 
-		set_result(a, i, stays ? -EBUSY : 0);
+		if (!(state & (PM_PRESENT | PM_SWAPPED)))
+			set_result(a, i, 0);
+		else
+			set_result(a, i, state & PM_MMAP_EXCLUSIVE ? -EBUSY : -EMLINK);
 	}
 }
 
