@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -274,10 +275,11 @@ static int take_areas(struct core *c, struct process *p, const struct usm_attach
 	r = userfault_handshake(u2, false, move);
 	if (r < 0)
 		return r;
-	/* The guard never write-protects; staging must not, or MOVE would refuse. */
-	r = userfault_register(c, s->uffd, m->staging, m->staging + len);
+	/* MOVE wants its target registered; never for missing pages: nobody serves those, and
+	 * mlockall() would wait for them for ever. */
+	r = userfault_register(s->uffd, m->staging, m->staging + len, UFFDIO_REGISTER_MODE_WP);
 	if (r >= 0)
-		r = userfault_register(c, u2, m->trash, m->trash + len);
+		r = userfault_register(u2, m->trash, m->trash + len, UFFDIO_REGISTER_MODE_WP);
 	return r;
 }
 
@@ -316,7 +318,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	if (r >= 0)
 		r = take_areas(c, p, m, u2);
 	if (r >= 0)
-		r = userfault_register(c, u1, m->marker, m->marker + USM_PAGE_SIZE);
+		r = userfault_register(u1, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
 	if (r >= 0)
 		r = janitor_scan(c, p);
 	if (r < 0) {
@@ -389,6 +391,7 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	conn->pidfd = conn->fd = -1;
 	s->attached = 1;
 	fd = s->uffd;
+	atomic_store(&p->ops->nr_swapped, atomic_load(&s->ever_swapped));
 	r = send_message(s->sock, &(struct usm_attach_msg){.type = USM_ATTACH_GO}, &fd, 1);
 	reclaim_add(p);
 	if (a->ops.attached)

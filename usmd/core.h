@@ -34,7 +34,6 @@ struct core {
 	_Atomic unsigned oom;			 /* enum usm_oom_kind */
 	_Atomic unsigned evict_modes;		 /* USM_EVICT_* */
 	unsigned register_mode;			 /* UFFDIO_REGISTER_MODE_* */
-	_Atomic uint64_t tick;			 /* 100 ms */
 	_Atomic bool stopping;
 	_Atomic bool drain_swap; /* a swap device is being removed */
 	_Atomic bool swap_tight; /* few free slots: remember no clean ones */
@@ -53,6 +52,9 @@ static inline uint64_t now_nsec(void)
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
+
+/* Coarse time, 100 ms; the same for an engine and the next. */
+uint64_t now_tick(void);
 
 static inline int64_t core_free_frames(struct core *c)
 {

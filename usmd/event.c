@@ -142,7 +142,7 @@ static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 			break;
 		case PAGE_RESIDENT:
 			new = a->remove ? PAGE_WITH_STAMP((v | PAGE_REMOVED) & ~PAGE_LAZY,
-							  atomic_load(&p->core->tick)) :
+							  now_tick()) :
 					  0;
 			break;
 		default:
@@ -168,8 +168,10 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 
 	page_visit(p->core->arena, p->number, VPN(start), VPN(end + USM_PAGE_SIZE - 1), drop_page,
 		   a);
-	if (a->remove)
+	if (a->remove) {
+		atomic_store_explicit(&p->has_removed, true, memory_order_relaxed);
 		return;
+	}
 	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);
 	if (end - start >= LEAF_PAGES * USM_PAGE_SIZE)
 		page_trim(p->core->arena, p->number, VPN(start), VPN(end));
@@ -271,6 +273,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	if (!c)
 		return -ENOMEM;
 	usm_swap_ref(a->p->core->swap, slot);
+	atomic_store_explicit(&a->child->shared->ever_swapped, 1, memory_order_relaxed);
 	atomic_store(c, PAGE_ENTRY(PAGE_SWAPPED, slot));
 	atomic_fetch_add(&a->child->nr_swapped, 1);
 	return 0;

@@ -501,17 +501,6 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 		process_unlatch(p);
 		return;
 	}
-	if (unlikely(fault->vpn - VPN(p->shared->staging) < USM_OPS_BATCH && p->shared->staging)) {
-		/* A page that the program had given to MADV_FREE, dropped by the kernel on its way
-		 * out: the agent waits for it.  Staging is nobody's memory. */
-		unsigned done;
-
-		process_latch(p);
-		if (userfault_copy(p->shared->uffd, fault->vpn, c->zeros, 1, &done) < 0)
-			wake(p, fault->vpn);
-		process_unlatch(p);
-		return;
-	}
 	f.p = p;
 	f.vpn = fault->vpn;
 	f.n = 0;

@@ -187,75 +187,97 @@ static void adopt(struct core *c, struct process *p, uint64_t start, uint64_t en
 	}
 }
 
-/* A page announced as removed: if it is absent now, its frame is free. */
+/* Pages that were announced as removed (PAGE_REMOVED), one look at the table. */
+struct removed {
+	uint64_t vpn[LEAF_PAGES];
+	unsigned n;
+};
+
 static int note_removed(void *userdata, uint64_t vpn, page_entry *e)
 {
-	struct {
-		uint64_t vpn[LEAF_PAGES];
-		unsigned n;
-		uint64_t tick;
-	} *list = userdata;
+	struct removed *list = userdata;
 	uint64_t v = atomic_load(e);
 
-	if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_REMOVED) ||
-	    (uint16_t)((uint16_t)list->tick - PAGE_STAMP(v)) < 2)
-		return 0;
-	list->vpn[list->n++] = vpn;
+	if (PAGE_STATE(v) == PAGE_RESIDENT && v & PAGE_REMOVED && !(v & PAGE_LAZY))
+		list->vpn[list->n++] = vpn;
 	return list->n == LEAF_PAGES;
 }
 
-static bool is_absent(struct process *p, uint64_t vpn)
+/*
+ * n consecutive pages: those that are absent now are nobody's, and their frames are free.
+ * Returns how many are present and may still be zapped.
+ */
+static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsigned n)
 {
-	uint64_t entry;
+	uint64_t map[LEAF_PAGES], old[LEAF_PAGES];
+	bool known;
+	unsigned left = 0;
 
-	return pread(p->scan.pagemap_fd, &entry, sizeof(entry), (off_t)(vpn * sizeof(entry))) ==
-		       sizeof(entry) &&
-	       !(entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
+	process_latch(p);
+	for (unsigned i = 0; i < n; i++) {
+		page_entry *e = process_page(p, vpn + i, false);
+		uint64_t v = e ? atomic_load(e) : 0;
+
+		/* Claimed: nobody installs it while we look. */
+		if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_REMOVED) || v & PAGE_LAZY ||
+		    !atomic_compare_exchange_strong(e, &v, PAGE_ENTRY(PAGE_FILLING, 0)))
+			v = 0;
+		old[i] = v;
+	}
+	process_unlatch(p);
+	known = pread(p->scan.pagemap_fd, map, n * sizeof(map[0]), (off_t)(vpn * sizeof(map[0]))) ==
+		(ssize_t)(n * sizeof(map[0]));
+	process_latch(p);
+	for (unsigned i = 0; i < n; i++) {
+		page_entry *e;
+
+		if (!old[i])
+			continue;
+		e = process_page(p, vpn + i, false);
+		if ((known && !(map[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))) ||
+		    atomic_load(e) & PAGE_GONE) {
+			atomic_store(e, 0);
+			atomic_fetch_sub(&p->nr_resident, 1);
+			pool_release(c, PAGE_VALUE(old[i]));
+		} else if (page_removed_recently(old[i])) {
+			atomic_store(e, old[i]);
+			left++;
+		} else {
+			/* madvise(FREE): still there, and now it is a page like any other. */
+			atomic_store(e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(old[i])));
+		}
+	}
+	userfault_wake(p->shared->uffd, vpn, n);
+	process_unlatch(p);
+	return left;
 }
 
 static void free_removed(struct core *c, struct process *p)
 {
-	struct {
-		uint64_t vpn[LEAF_PAGES];
-		unsigned n;
-		uint64_t tick;
-	} list = {.tick = atomic_load(&c->tick)};
+	struct removed list;
+	uint64_t from = 0;
+	unsigned left = 0;
+	bool more;
 
-	if (open_proc(p, "pagemap", &p->scan.pagemap_fd) < 0)
+	if (!atomic_exchange(&p->has_removed, false) ||
+	    open_proc(p, "pagemap", &p->scan.pagemap_fd) < 0)
 		return;
-	process_latch(p);
-	page_visit(c->arena, p->number, 0, VPN_MAX, note_removed, &list);
-	process_unlatch(p);
-	for (unsigned i = 0; i < list.n; i++) {
-		page_entry *e;
-		uint64_t v;
-		bool absent;
-
+	do {
+		list.n = 0;
 		process_latch(p);
-		e = process_page(p, list.vpn[i], false);
-		v = e ? atomic_load(e) : 0;
-		if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_REMOVED) || v & PAGE_LAZY ||
-		    !atomic_compare_exchange_strong(e, &v, PAGE_ENTRY(PAGE_FILLING, 0))) {
-			process_unlatch(p);
-			continue;
-		}
+		more = page_visit(c->arena, p->number, from, VPN_MAX, note_removed, &list);
 		process_unlatch(p);
-		/* Claimed: nobody installs it while we look. */
-		absent = is_absent(p, list.vpn[i]);
-		process_latch(p);
-		if (absent || atomic_load(e) & PAGE_GONE) {
-			atomic_store(e, 0);
-			atomic_fetch_sub(&p->nr_resident, 1);
-			pool_release(c, PAGE_VALUE(v));
-		} else {
-			/* madvise(FREE): still there, and now it is a page like any other. */
-			atomic_store(e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
+		for (unsigned i = 0, j; i < list.n; i = j) {
+			for (j = i + 1; j < list.n && list.vpn[j] == list.vpn[j - 1] + 1;)
+				j++;
+			left += free_run(c, p, list.vpn[i], j - i);
 		}
-		userfault_wake(p->shared->uffd, list.vpn[i], 1);
-		process_unlatch(p);
-	}
-	if (list.n)
-		pool_flush(atomic_load(&p->pool));
+		if (list.n)
+			from = list.vpn[list.n - 1] + 1;
+	} while (more && !atomic_load(&p->gone));
+	if (left || more)
+		atomic_store(&p->has_removed, true);
+	pool_flush(atomic_load(&p->pool));
 }
 
 int janitor_scan(struct core *c, struct process *p)
@@ -263,7 +285,7 @@ int janitor_scan(struct core *c, struct process *p)
 	_cleanup_free_ char *buf = NULL;
 	size_t size = 0;
 	bool all = atomic_exchange(&p->maps_changed, false), audit;
-	uint64_t *ranges = NULL, tick = atomic_load(&c->tick);
+	uint64_t *ranges = NULL, tick = now_tick();
 	unsigned n = 0, cap = 0;
 	struct map m;
 	int r;
@@ -285,7 +307,7 @@ int janitor_scan(struct core *c, struct process *p)
 			continue;
 		seen = was_seen(p, m.start, m.end);
 		if (!seen || all) {
-			r = userfault_register(c, p->shared->uffd, m.start, m.end);
+			r = userfault_register(p->shared->uffd, m.start, m.end, c->register_mode);
 			if (r == -ENOMEM || r == -ESRCH)
 				break; /* unmapped meanwhile, or the program has ended */
 			if (r < 0)
@@ -308,8 +330,7 @@ int janitor_scan(struct core *c, struct process *p)
 	p->scan.nr_ranges = n;
 	for (unsigned i = 0; audit && i < n; i++)
 		adopt(c, p, ranges[2 * i], ranges[2 * i + 1]);
-	if (audit)
-		free_removed(c, p);
+	free_removed(c, p);
 	return 0;
 }
 
@@ -513,7 +534,7 @@ static void release(struct core *c, struct process *p)
 		.version = USM_ATTACH_VERSION,
 		.type = USM_ATTACH_RELEASE,
 	};
-	uint64_t tick = atomic_load(&c->tick);
+	uint64_t tick = now_tick();
 
 	atomic_store(&p->no_evict, true);
 	if (p->scan.release_tick && !atomic_load(&p->gone) &&
@@ -644,7 +665,6 @@ static void *janitor_main(void *arg)
 
 		if (poll(&pfd, 1, any ? TICK_MSEC : -1) > 0)
 			eventfd_read(c->janitor_fd, &v);
-		atomic_fetch_add(&c->tick, 1);
 		any = false;
 		for (uint32_t i = 0; i < arena_processes(c->arena) && !atomic_load(&janitor.stop); i++) {
 			struct process *p = &c->process[i];

@@ -90,7 +90,7 @@ int manager_list_processes(struct manager *m, struct usm_process_info **ret, uns
 		info->unevictable = info->unevictable_reason ? info->resident :
 							       atomic_load(&p->nr_unevictable);
 		if (info->unevictable && !info->unevictable_reason)
-			info->unevictable_reason = "pinned or shared after a fork";
+			info->unevictable_reason = "pinned, read-only, or shared after a fork";
 		info->limit = p->shared->limit_pages;
 		info->faults = atomic_load(&p->shared->nr_faults);
 		info->evictions = atomic_load(&p->shared->nr_evictions);

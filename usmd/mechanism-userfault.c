@@ -103,11 +103,11 @@ int userfault_protect(int fd, uint64_t vpn, uint64_t n, bool on)
 	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
 }
 
-int userfault_register(struct core *c, int fd, uint64_t start, uint64_t end)
+int userfault_register(int fd, uint64_t start, uint64_t end, unsigned mode)
 {
 	struct uffdio_register reg = {
 		.range = {.start = start, .len = end - start},
-		.mode = c->register_mode,
+		.mode = mode,
 	};
 
 	return ioctl(fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;

@@ -26,5 +26,6 @@ int userfault_handshake(int fd, bool events, bool move);
 int userfault_copy(int fd, uint64_t vpn, const void *src, unsigned n, unsigned *ret_done);
 int userfault_wake(int fd, uint64_t vpn, uint64_t n);
 int userfault_protect(int fd, uint64_t vpn, uint64_t n, bool on);
-int userfault_register(struct core *c, int fd, uint64_t start, uint64_t end);
+/* mode: UFFDIO_REGISTER_MODE_*; core->register_mode for a program's memory. */
+int userfault_register(int fd, uint64_t start, uint64_t end, unsigned mode);
 int userfault_unregister(int fd, uint64_t start, uint64_t end);

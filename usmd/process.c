@@ -22,6 +22,15 @@
 
 static pthread_mutex_t new_lock = PTHREAD_MUTEX_INITIALIZER;
 
+#ifdef USM_TESTING
+__attribute__((weak)) /* tests have a clock of their own */
+#endif
+uint64_t
+now_tick(void)
+{
+	return now_nsec() / 100000000ull;
+}
+
 int processes_new(struct core *c)
 {
 	c->process = calloc(ARENA_PROCESSES, sizeof(*c->process));

@@ -57,6 +57,7 @@ struct process {
 	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
 	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */
+	_Atomic bool has_removed;     /* pages were announced as removed since the last look */
 	_Atomic bool maps_changed;    /* unmapped or moved something since the last scan */
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
@@ -66,6 +67,7 @@ struct process {
 
 	_Atomic int64_t nr_resident, nr_swapped;
 	_Atomic uint64_t nr_unevictable;
+	_Atomic uint64_t nr_stayed; /* pages in a row that could not leave */
 	_Atomic(const char *) unevictable_reason;
 
 	struct process_stream stream[PROCESS_STREAMS];
@@ -135,4 +137,11 @@ uint64_t process_fault_usec(const struct process *p, unsigned permyriad);
 static inline page_entry *process_page(struct process *p, uint64_t vpn, bool create)
 {
 	return page_walk(p->core->arena, p->number, vpn, create);
+}
+
+/* Was this RESIDENT page announced as removed so recently that the kernel may still zap it? */
+static inline bool page_removed_recently(uint64_t v)
+{
+	return v & PAGE_REMOVED &&
+	       (uint16_t)((uint16_t)now_tick() - PAGE_STAMP(v)) < PAGE_REMOVE_TICKS;
 }

@@ -30,6 +30,8 @@
 #define AGAIN_MSEC 1
 /* Passes without a victim before a waiting fault is told that nothing can leave. */
 #define IDLE_PASSES 2
+/* After everything was tried in vain, for this long it is not tried again. */
+#define EXHAUSTED_NSEC 100000000ull
 #define REQUESTS 32
 /* A page that cannot be put back meets unread events: try again after this. */
 #define PUT_BACK_USEC 100
@@ -53,6 +55,8 @@ struct reclaim {
 	int epoll_fd, kick_fd;
 	_Atomic bool stop, kicked;
 	bool reclaiming;
+	uint64_t nr_stayed;	 /* pages in a row that could not leave */
+	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
 	unsigned nr_posted; /* operations under way that are not stalled */
 	bool again;	    /* an operation has ended, and its events are just being applied */
 	struct arena_worker *record;
@@ -155,12 +159,6 @@ static void return_slots(struct process *p, unsigned keep)
 {
 	while (p->evict.nr_slots > keep)
 		usm_swap_unref(p->core->swap, p->evict.slot[--p->evict.nr_slots]);
-}
-
-static bool removed_recently(struct core *c, uint64_t v)
-{
-	return v & PAGE_REMOVED &&
-	       (uint16_t)((uint16_t)atomic_load(&c->tick) - PAGE_STAMP(v)) < PAGE_REMOVE_TICKS;
 }
 
 /* Write-protects what was claimed, so that the copy is the content. */
@@ -286,7 +284,7 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 		uint64_t old = e ? atomic_load(e) : 0;
 
 		if (k == p->evict.nr_slots || atomic_load(&p->barrier) || PAGE_STATE(old) != PAGE_RESIDENT ||
-		    PAGE_VALUE(old) != v[i].frame || removed_recently(c, old) ||
+		    PAGE_VALUE(old) != v[i].frame || page_removed_recently(old) ||
 		    bsearch(&v[i].vpn, pins, nr_pins, sizeof(*pins), compare_vpn) ||
 		    !atomic_compare_exchange_strong(
 			    e, &old, PAGE_ENTRY(PAGE_EVICTING, v[i].frame) | (old & PAGE_LAZY))) {
@@ -347,10 +345,13 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 	uint32_t frame = PAGE_VALUE(v), clean = 0;
 	uint32_t slot = PAGE_STATE(to) == PAGE_SWAPPED ? PAGE_VALUE(to) : 0;
 
-	if (slot)
+	if (slot) {
 		clean = atomic_exchange(&pool_frame(c, frame)->clean_slot, 0);
-	if (PAGE_STATE(to) == PAGE_SWAPPED)
 		atomic_fetch_add(&p->nr_swapped, 1);
+		/* Never taken back: an agent that reads 0 lets its program go on without usmd. */
+		if (!atomic_exchange(&p->shared->ever_swapped, 1) && p->ops)
+			atomic_store(&p->ops->nr_swapped, 1);
+	}
 	do {
 		bool discard = v & (taken ? PAGE_DISCARD : PAGE_DISCARD | PAGE_FREED);
 
@@ -359,7 +360,7 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 			new = 0;
 		else if (discard)
 			new = PAGE_WITH_STAMP((to | PAGE_REMOVED) & ~PAGE_LAZY,
-					      atomic_load(&c->tick));
+					      now_tick());
 	} while (!atomic_compare_exchange_weak(e, &v, new));
 
 	if (slot && new != to) {
@@ -623,6 +624,15 @@ static void collect(struct reclaim *r, struct process *p)
 	if (nr_leaving)
 		evicted += write_out(r, p, leaving, nr_leaving);
 	atomic_store(&p->nr_unevictable, nr_pinned);
+	/* Pages in a row that stayed: when they are as many as there are, none can leave. */
+	if (evicted) {
+		r->nr_stayed = 0;
+		r->exhausted_nsec = 0;
+		atomic_store(&p->nr_stayed, 0);
+	} else {
+		r->nr_stayed += nr_stay;
+		atomic_fetch_add(&p->nr_stayed, nr_stay);
+	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
 	end_operation(p);
@@ -907,6 +917,12 @@ static unsigned evict_lowest_priority(struct reclaim *r, unsigned want)
 	return k;
 }
 
+/* Everything was tried a moment ago and nothing could leave. */
+static bool is_exhausted(const struct reclaim *r)
+{
+	return r->exhausted_nsec && now_nsec() - r->exhausted_nsec < EXHAUSTED_NSEC;
+}
+
 static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 {
 	struct core *c = r->core;
@@ -923,6 +939,8 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 	*ret_demand = true;
 	if (r->nr_posted)
 		return 0; /* what is under way may be enough */
+	if (is_exhausted(r))
+		return 0;
 	posted = evict_lowest_priority(
 		r, (unsigned)MIN(atomic_load(&c->high_frames) - free, (int64_t)USM_OPS_BATCH));
 	if (posted)
@@ -961,7 +979,7 @@ static void *reclaim_main(void *arg)
 	while (!atomic_load(&r->stop)) {
 		struct epoll_event ev[16];
 		int n = epoll_wait(r->epoll_fd, ev, ARRAY_SIZE(ev), timeout);
-		bool demand = false;
+		bool demand = false, all_stayed;
 		unsigned posted;
 
 		for (int i = 0; i < n; i++) {
@@ -989,9 +1007,14 @@ static void *reclaim_main(void *arg)
 		pthread_mutex_unlock(&r->lock);
 		posted += serve_requests(r, &demand);
 		posted += serve_watermarks(r, &demand);
-		if (demand && !posted && !r->nr_posted) {
+		all_stayed = (int64_t)r->nr_stayed >= atomic_load(&c->nr_used);
+		if (demand && (all_stayed || (!posted && !r->nr_posted))) {
 			pthread_mutex_lock(&r->lock);
-			r->idle_passes++;
+			r->idle_passes += all_stayed ? IDLE_PASSES : 1;
+			if (all_stayed && r->nr_stayed)
+				r->exhausted_nsec = now_nsec();
+			r->nr_stayed = 0;
+			eventfd_write(c->janitor_fd, 1); /* frames of removed pages */
 			pthread_cond_broadcast(&r->cond);
 			pthread_mutex_unlock(&r->lock);
 			timeout = IDLE_MSEC;
@@ -1048,6 +1071,10 @@ bool reclaim_wait(struct core *c, struct process *p)
 
 	pthread_mutex_lock(&r->lock);
 	idle = r->idle_passes;
+	if (!p && core_free_frames(c) <= 0 && is_exhausted(r)) {
+		pthread_mutex_unlock(&r->lock);
+		return false;
+	}
 	r->nr_waiting++;
 	for (;;) {
 		if (p) {
@@ -1055,6 +1082,11 @@ bool reclaim_wait(struct core *c, struct process *p)
 
 			if (resident < (int64_t)p->shared->limit_pages || atomic_load(&p->gone))
 				break;
+			if (resident > 0 && atomic_load(&p->nr_stayed) >= (uint64_t)resident) {
+				atomic_store(&p->nr_stayed, 0);
+				again = false;
+				break;
+			}
 			atomic_store(&p->over_limit, true);
 		} else if (core_free_frames(c) > 0) {
 			break;

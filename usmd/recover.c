@@ -159,7 +159,7 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 		if (slot)
 			v = PAGE_ENTRY(PAGE_SWAPPED, slot);
 		else if (v & PAGE_REMOVED)
-			v = PAGE_WITH_STAMP(v, atomic_load(&s->c->tick)); /* a new clock */
+			v = PAGE_WITH_STAMP(v, now_tick()); /* as if it were announced now */
 		break;
 	case PAGE_EVICTING:
 		if (in_operation(p, vpn)) {

@@ -75,7 +75,7 @@ static void apply(struct process *p, struct uffd_msg m)
 static struct process *setup_process(struct core_fixture *f)
 {
 	fixture_pool(f, 0);
-	atomic_store(&f->core.tick, TICK);
+	test_tick = TICK;
 	return fixture_process(f, "victim");
 }
 
@@ -180,7 +180,7 @@ static void test_remove(void **state)
 	/* The mapping stays: nothing to look for. */
 	assert_false(atomic_load(&p->maps_changed));
 	/* Announced again later: the newer stamp counts. */
-	atomic_store(&f->core.tick, TICK + 3);
+	test_tick = TICK + 3;
 	apply(p, discard(FROM, 1));
 	assert_int_equal(PAGE_STAMP(entry_of(p, FROM)), TICK + 3);
 	assert_int_equal(PAGE_VALUE(entry_of(p, FROM)), frame);
@@ -603,7 +603,7 @@ static void test_real(void **state)
 	close(dev);
 	assert_true(fd >= 0);
 	fixture_pool(f, 0);
-	atomic_store(&f->core.tick, TICK);
+	test_tick = TICK;
 	p = process_new(&f->core);
 	p->shared->uffd = fd;
 	p->shared->attached = 1;
@@ -615,8 +615,8 @@ static void test_real(void **state)
 	g.moved = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(g.memory != MAP_FAILED && g.moved != MAP_FAILED);
 	memset(g.memory, 0x5a, size);
-	assert_int_equal(userfault_register(&f->core, fd, (uintptr_t)g.memory,
-					    (uintptr_t)g.memory + size),
+	assert_int_equal(userfault_register(fd, (uintptr_t)g.memory,
+					    (uintptr_t)g.memory + size, f->core.register_mode),
 			 0);
 	vpn = VPN((uintptr_t)g.memory);
 	for (unsigned i = 0; i < REAL_PAGES - 1; i++)

@@ -149,7 +149,7 @@ struct usm_agent_ops {
 	_Atomic uint32_t inflight; /* daemon: 1 from before it reads pins[] until done is taken */
 	_Atomic uint32_t agent_state;
 	_Atomic uint32_t nr_pins; /* slots of pins[] ever used; grows only */
-	_Atomic uint64_t nr_swapped; /* daemon: pages of this process on swap devices */
+	_Atomic uint64_t nr_swapped; /* daemon: 0 as long as no page of it was ever on a swap device */
 	uint32_t kind;            /* enum usm_ops_kind */
 	uint32_t n;
 	uint32_t evict_modes;     /* what the daemon wants to use */
