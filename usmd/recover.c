@@ -176,7 +176,7 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 			v = 0;
 		else if (v & (PAGE_DISCARD | PAGE_FREED))
 			v = PAGE_WITH_STAMP(PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_REMOVED,
-					    0);
+					    now_tick());
 		else
 			v = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
 		break;
