@@ -75,6 +75,7 @@ struct arena_process {
 	uid_t uid;
 	uint32_t is_child;  /* made by FORK; its agent may not have come yet */
 	uint32_t attached;  /* the handshake is done */
+	uint32_t uninherited; /* has ranges that its children do not get */
 	_Atomic uint32_t ever_swapped; /* a page of it, or of its parent, was on a swap device */
 	uint64_t starttime; /* /proc/PID/stat, clock ticks */
 	uint64_t forked_usec;

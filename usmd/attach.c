@@ -25,6 +25,7 @@
 #include "pool.h"
 #include "process.h"
 #include "reclaim.h"
+#include "smaps.h"
 
 #define CONNECTIONS_MAX 256
 /* A handshake that is not finished by then is broken off. */
@@ -32,6 +33,8 @@
 /* How long an agent waits for a daemon before it gives up its program. */
 #define GRACE_SEC 120
 #define MESSAGE_FDS 4
+/* Ranges up to this size that a child does not get are pinned by the tagger. */
+#define UNINHERITED_PAGES 32
 
 struct connection {
 	struct attach *attach;
@@ -283,6 +286,27 @@ static int take_areas(struct core *c, struct process *p, const struct usm_attach
 	return r;
 }
 
+static bool is_in(const struct vpn_range *r, uint64_t addr)
+{
+	return VPN(addr) >= r->first && VPN(addr) < r->end;
+}
+
+/* Its libraries may have asked for it before it was managed. */
+static int look_for_uninherited(struct arena_process *s)
+{
+	_cleanup_free_ struct vpn_range *list = NULL;
+	unsigned n;
+	int r = smaps_uninherited(s->pid, &list, &n);
+
+	if (r < 0)
+		return r;
+	for (unsigned i = 0; i < n; i++)
+		if (list[i].end - list[i].first > UNINHERITED_PAGES && !is_in(&list[i], s->staging) &&
+		    !is_in(&list[i], s->trash))
+			s->uninherited = 1;
+	return 0;
+}
+
 static int attach_new_process(struct connection *conn, const struct usm_attach_msg *m, int u1, int u2)
 {
 	struct attach *a = conn->attach;
@@ -321,6 +345,8 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 		r = userfault_register(u1, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
 	if (r >= 0)
 		r = janitor_scan(c, p);
+	if (r >= 0)
+		r = look_for_uninherited(s);
 	if (r < 0) {
 		log_event_errno(LOG_ERR, r,
 				&((struct usm_log_fields){.event = "attach",

@@ -15,6 +15,7 @@
 #include "lib/log.h"
 #include "pool.h"
 #include "reclaim.h"
+#include "smaps.h"
 #include "worker.h"
 
 /* How often to look at the agent's gate before coming back later; one look is some 40 ns,
@@ -63,6 +64,8 @@ static void cancel_operation(struct process *p)
 
 struct apply {
 	struct process *p;
+	const struct vpn_range *skip; /* FORK: what the child does not get, in order */
+	unsigned nr_skip;
 	bool remove; /* REMOVE: the mapping stays */
 	bool told;   /* REMOVE: pages on their way out have been told, see tell_removals() */
 	bool again;  /* a dead engine may have applied a part of it */
@@ -246,6 +249,13 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	uint32_t slot = 0;
 	page_entry *c;
 
+	while (a->nr_skip && vpn >= a->skip->end) {
+		a->skip++;
+		a->nr_skip--;
+	}
+	if (a->nr_skip && vpn >= a->skip->first)
+		return 0;
+
 	switch (PAGE_STATE(v)) {
 	case PAGE_FILLING:
 		if (!(v & PAGE_GONE))
@@ -298,6 +308,8 @@ static void apply_fork(struct apply *a, int uffd)
 {
 	struct process *p = a->p, *child;
 	struct arena_process *s = p->shared, *cs;
+	_cleanup_free_ struct vpn_range *skip = NULL;
+	unsigned nr_skip = 0;
 	int r = -EMFILE;
 
 	/* The child is already there if the engine died after publishing it. */
@@ -306,8 +318,17 @@ static void apply_fork(struct apply *a, int uffd)
 		    p->core->arena->process[i].uffd == uffd)
 			return;
 	child = child_of(p->core, uffd);
+	if (p->ops && atomic_load(&p->ops->uninherited))
+		s->uninherited = 1;
+	if (s->uninherited && s->pid > 0 && smaps_uninherited(s->pid, &skip, &nr_skip) < 0)
+		log_warning("%s (pid %d): cannot read which of its memory a forked child does not "
+			    "get; the child gets all of it",
+			    s->name, s->pid);
+	a->skip = skip;
+	a->nr_skip = nr_skip;
 	if (child) {
 		cs = child->shared;
+		cs->uninherited = s->uninherited;
 		cs->is_child = 1;
 		cs->uffd = uffd;
 		cs->marker = s->marker;

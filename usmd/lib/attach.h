@@ -150,6 +150,10 @@ struct usm_agent_ops {
 	_Atomic uint32_t agent_state;
 	_Atomic uint32_t nr_pins; /* slots of pins[] ever used; grows only */
 	_Atomic uint64_t nr_swapped; /* daemon: 0 as long as no page of it was ever on a swap device */
+	/* tagger: 1 once the program gave a large range to MADV_DONTFORK or MADV_WIPEONFORK, so
+	 * that the daemon looks for such ranges at a fork (small ones are pinned) */
+	_Atomic uint32_t uninherited;
+	uint32_t reserved;
 	uint32_t kind;            /* enum usm_ops_kind */
 	uint32_t n;
 	uint32_t evict_modes;     /* what the daemon wants to use */

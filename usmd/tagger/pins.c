@@ -130,8 +130,14 @@ void usm_pin_uninherited(uint64_t addr, size_t bytes)
 {
 	uint32_t i;
 
-	if (bytes == 0 || bytes > UNINHERITED_PAGES * USM_PAGE_SIZE)
+	if (bytes == 0)
 		return;
+	if (bytes > UNINHERITED_PAGES * USM_PAGE_SIZE) {
+		/* Before the program is managed, the daemon looks for itself. */
+		if (usm_tagger_ready())
+			atomic_store(&usm_tagger->agent->ops->uninherited, 1);
+		return;
+	}
 	i = atomic_fetch_add(&nr_remembered, 1);
 	if (i < NR_REMEMBERED) {
 		remembered[i].addr = addr;
