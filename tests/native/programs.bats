@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals} "$T/bin/"
+	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,uninherited} "$T/bin/"
 }
 
 teardown() {
@@ -33,6 +33,8 @@ program() {
 @test "fork: each process sees its own pages, as root" { program root auto fork-cow 64; }
 @test "fork: each process sees its own pages, unprivileged" { program $UNPRIVILEGED auto fork-cow 64; }
 @test "fork: each process sees its own pages, eviction lazyfree" { program root lazyfree fork-cow 64; }
+@test "fork: a child does not get what it must not, as root" { program root auto uninherited 64; }
+@test "fork: a child does not get what it must not, eviction lazyfree" { program root lazyfree uninherited 64; }
 @test "threads start, end and are joined, as root" { program root auto threads 64; }
 @test "threads start, end and are joined, unprivileged" { program $UNPRIVILEGED auto threads 64; }
 @test "threads start, end and are joined, eviction lazyfree" { program root lazyfree threads 64; }
