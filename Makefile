@@ -6,6 +6,7 @@
 # make demo        see it work on real programs (root; about two minutes)
 # make check       unit tests and the quick native tests (root; below three minutes)
 # make test        everything (root)
+# make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
 # V=1              show the commands
@@ -72,7 +73,7 @@ BINARIES := $(if $(DAEMON_SRCS),$(BUILD)/usmd) $(if $(CTL_SRCS),$(BUILD)/usmctl)
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
-.PHONY: all install uninstall deps demo check test bench unit progs clean FORCE
+.PHONY: all install uninstall deps demo check test test-vm bench unit progs clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -152,6 +153,12 @@ test:
 	@tests/lib/deps.sh build demo test
 	@$(MAKE) --no-print-directory all unit progs
 	@tests/lib/run.sh all
+
+test-vm:
+	@tests/lib/deps.sh build test
+	@$(MAKE) --no-print-directory all progs
+	@tests/vm/run.sh
+	@chown -R --reference=. build
 
 bench: all progs
 	@tests/bench/bench.py --json build/bench.json

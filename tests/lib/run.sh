@@ -10,6 +10,7 @@ shift
 results=build/results
 passed=0 failed=0 skipped=0
 declare -A ran=([unit]=0 [native]=0)
+[ "$mode" = quick ] || [ $# -gt 0 ] || ran[vm]=0
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
@@ -65,8 +66,14 @@ for f in "${files[@]}"; do
 	count "$results/$name.tap" "${PIPESTATUS[0]}" native
 done
 
+if [ -n "${ran[vm]:-}" ]; then
+	echo "# vm: Debian 12's kernel (the image is made at the first time)"
+	tests/vm/run.sh </dev/null | tee "$results/vm.tap"
+	count "$results/vm.tap" "${PIPESTATUS[0]}" vm
+fi
+
 [ $skipped -eq 0 ] || echo "$skipped skipped: $(grep -rhiE '^ok .*# skip' $results/*.tap | head -n 5)"
-for t in unit native; do
+for t in "${!ran[@]}"; do
 	if [ "${ran[$t]}" -eq 0 ]; then
 		echo "not ok: the $t tests were skipped"
 		failed=$((failed + 1))
