@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -50,10 +51,13 @@ void processes_free(struct core *c)
 void process_init(struct core *c, uint32_t number)
 {
 	struct process *p = &c->process[number];
-	uint64_t *ranges = p->scan.ranges;
+	size_t users = offsetof(struct process, users), behind = users + sizeof(p->users);
 
-	free(ranges);
-	memset(p, 0, sizeof(*p));
+	free(p->scan.ranges);
+	/* Not users: a thread that looks whether this is still the process that it means may just
+	 * have counted itself. */
+	memset(p, 0, users);
+	memset((char *)p + behind, 0, sizeof(*p) - behind);
 	p->core = c;
 	p->number = number;
 	p->shared = &c->arena->process[number];
