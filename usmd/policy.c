@@ -33,6 +33,7 @@ static __thread struct {
 	uint32_t process;
 	uint64_t vpn;
 	uint32_t frame;
+	uint32_t in_use; /* a frame that it offered though it is in use, 0: none */
 	bool submitted;
 	uint32_t *victims;
 	unsigned nr_victims, max_victims;
@@ -184,6 +185,7 @@ int usmSubmitAllocEvent(struct usm_event *event)
 		return 1;
 	}
 	if (!pool_take(ctx.pool, frame, ctx.process, ctx.vpn)) {
+		ctx.in_use = frame;
 		wrong_answer(ctx.set, "answered with a frame that is not free", event->vaddr);
 		return 1;
 	}
@@ -471,6 +473,7 @@ unsigned policy_alloc(struct pool *pool, uint32_t process, const uint64_t *vpn, 
 	if (!policy || policy->set != pool->set)
 		policy = set_policy(pool->set);
 	ctx.process = process;
+	ctx.in_use = 0;
 	start = now_nsec();
 	enter(pool, CALL_ALLOC);
 	for (i = 0; i < n; i++) {
@@ -498,6 +501,9 @@ unsigned policy_alloc(struct pool *pool, uint32_t process, const uint64_t *vpn, 
 		break;
 	}
 	leave();
+	/* It would offer the same frame for ever: it is told that the frame is in use. */
+	if (ctx.in_use)
+		policy_give_back(pool, &ctx.in_use, 1);
 	count_decision(policy, i, now_nsec() - start);
 	return i;
 }
@@ -507,7 +513,6 @@ unsigned policy_victims(struct pool *pool, uint32_t *frames, unsigned max)
 	struct policy_set *set = pool->set;
 	void (*fallback)(struct usm_event *);
 	struct policy *policy;
-	uint32_t hand;
 	unsigned n;
 
 	if (set) {
@@ -535,10 +540,7 @@ unsigned policy_victims(struct pool *pool, uint32_t *frames, unsigned max)
 		if (ctx.nr_victims)
 			return ctx.nr_victims;
 	}
-	hand = atomic_load(&pool->hand);
-	n = pool_hand(pool, -1, &hand, frames, max);
-	atomic_store(&pool->hand, hand);
-	return n;
+	return pool_victims(pool, frames, max);
 }
 
 void policy_give_back(struct pool *pool, const uint32_t *frames, unsigned n)

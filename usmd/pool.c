@@ -172,7 +172,9 @@ void pool_flush(struct pool *pool)
 		uint32_t next = atomic_load_explicit(&pool->freed_next[i - 1], memory_order_relaxed);
 
 		atomic_store(&pool->announced[i - 1], 0);
-		policy_frame_freed(pool, &pool->pages[i - 1]);
+		/* Taken again meanwhile, if usmd chose it itself or the policy knew already. */
+		if (!atomic_load(&pool_frame(pool->core, pool->first + i - 1)->owner))
+			policy_frame_freed(pool, &pool->pages[i - 1]);
 		i = next;
 	}
 }
@@ -186,17 +188,35 @@ void pool_moved(struct core *c, uint32_t frame, uint32_t process, uint64_t vpn)
 		pool->pages[frame - pool->first].virtualAddress = vpn << 12;
 }
 
+unsigned pool_victims(struct pool *pool, uint32_t *frames, unsigned max)
+{
+	uint32_t hand = atomic_load(&pool->hand);
+	unsigned n = pool_hand(pool, -1, &hand, frames, max);
+
+	atomic_store(&pool->hand, hand);
+	return n;
+}
+
 unsigned pool_hand(struct pool *pool, int process, uint32_t *hand, uint32_t *frames, unsigned max)
 {
 	uint32_t n = 2 * pool->nr;
 	unsigned found = 0;
 
-	/* Lent frames first: they are over the pool. */
-	if (process < 0 && atomic_load(&pool->nr_lent))
-		for (uint32_t i = pool->nr; i < n && found < max; i++)
-			if (atomic_load_explicit(&pool_frame(pool->core, pool->first + i)->owner,
+	/* Lent frames first: they are over the pool.  When there are more than fit, the next call
+	 * goes on behind these, which perhaps cannot leave. */
+	if (process < 0 && atomic_load(&pool->nr_lent)) {
+		uint32_t i;
+
+		for (i = 0; i < pool->nr && found < max; i++) {
+			uint32_t frame = pool->first + pool->nr + (*hand + i) % pool->nr;
+
+			if (atomic_load_explicit(&pool_frame(pool->core, frame)->owner,
 						 memory_order_relaxed))
-				frames[found++] = pool->first + i;
+				frames[found++] = frame;
+		}
+		if (found == max)
+			*hand += i;
+	}
 	for (uint32_t i = 0; i < n && found < max; i++) {
 		uint32_t at = (*hand)++ % n;
 		uint64_t owner = atomic_load_explicit(&pool_frame(pool->core, pool->first + at)->owner,

@@ -74,6 +74,8 @@ void pool_moved(struct core *c, uint32_t frame, uint32_t process, uint64_t vpn);
 /* The next frames in use in the order of their numbers, round and round, at most max;
  * process < 0: of any. */
 unsigned pool_hand(struct pool *pool, int process, uint32_t *hand, uint32_t *frames, unsigned max);
+/* usmd's own choice of victims, without the policy: lent frames first, then all in turn. */
+unsigned pool_victims(struct pool *pool, uint32_t *frames, unsigned max);
 
 static inline struct arena_frame *pool_frame(struct core *c, uint32_t frame)
 {
