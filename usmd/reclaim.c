@@ -948,13 +948,20 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 	for (unsigned k = 0; k < ARENA_POOLS; k++) {
 		struct pool *pool = c->pool[k];
 		int64_t want = atomic_load(&c->high_frames) - core_free_frames(c) - posted;
-		unsigned n;
+		unsigned n, k;
 
 		if (!pool || want <= 0 || !atomic_load(&pool->nr_used))
 			continue;
-		n = policy_victims(pool, frames,
-				   (unsigned)MIN(MAX(want, (int64_t)1), (int64_t)USM_OPS_BATCH));
-		posted += post_victims(r, pool, frames, n);
+		want = MIN(want, (int64_t)USM_OPS_BATCH);
+		n = policy_victims(pool, frames, (unsigned)want);
+		k = post_victims(r, pool, frames, n);
+		if (!k && n) {
+			/* Not one of them may leave.  What may can be in lent frames, of which the
+			 * policy does not know. */
+			n = pool_victims(pool, frames, (unsigned)want);
+			k = post_victims(r, pool, frames, n);
+		}
+		posted += k;
 	}
 	return posted;
 }
