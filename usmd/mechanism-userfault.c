@@ -58,7 +58,8 @@ int userfault_probe(struct core *c, int dev_fd, enum usm_eviction_kind wanted)
 		c->evict_modes = USM_EVICT_LAZYFREE;
 		break;
 	case USM_EVICTION_AUTO:
-		c->evict_modes = move ? USM_EVICT_MOVE : USM_EVICT_LAZYFREE;
+		/* LAZYFREE besides, for pages that MOVE refuses. */
+		c->evict_modes = USM_EVICT_LAZYFREE | (move ? USM_EVICT_MOVE : 0);
 		break;
 	}
 	c->register_mode = UFFDIO_REGISTER_MODE_MISSING |

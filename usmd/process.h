@@ -82,6 +82,9 @@ struct process {
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];
 		unsigned nr_unshare;
+		uint64_t refused[USM_OPS_BATCH]; /* by MOVE, to be tried by LAZYFREE */
+		unsigned nr_refused;
+		bool no_fallback;
 		uint32_t slot[USM_OPS_BATCH]; /* reserved for the operation under way */
 		unsigned nr_slots;
 	} evict;

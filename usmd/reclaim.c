@@ -110,6 +110,11 @@ static unsigned read_pins(struct process *p, uint64_t *pins)
 	return n;
 }
 
+static bool only_lazy(struct core *c)
+{
+	return !(atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
+}
+
 static bool can_post(struct process *p)
 {
 	return atomic_load(&p->core->evict_modes) && p->ops && p->shared->sock >= 0 &&
@@ -249,7 +254,8 @@ void reclaim_drop_draining(struct core *c)
  * Claims those of the frames that are resident pages of p and may leave, and hands
  * them to its agent.  Returns how many; the others are moved to the end of frames[].
  */
-static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *frames, unsigned n)
+static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *frames, unsigned n,
+			    bool lazy)
 {
 	struct core *c = r->core;
 	static uint64_t pins[USM_OPS_PINS + 1];
@@ -259,7 +265,6 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 	} v[USM_OPS_BATCH];
 	unsigned nr_pins, k = 0, left = 0;
 	uint32_t rest[USM_OPS_BATCH];
-	bool lazy = !(atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 
 	n = MIN(n, USM_OPS_BATCH);
 	/* A page is not taken out before there is a place for it. */
@@ -318,6 +323,27 @@ static unsigned post_frames(struct reclaim *r, struct process *p, uint32_t *fram
 		send_work(p);
 	memcpy(frames + k, rest, left * sizeof(*rest));
 	return k;
+}
+
+/* What MOVE has refused for its protection (PROT_READ, PROT_NONE) can leave by LAZYFREE. */
+static void post_refused(struct reclaim *r, struct process *p)
+{
+	uint32_t frames[USM_OPS_BATCH];
+	unsigned n = 0;
+
+	if (!process_try_latch(p))
+		return; /* the next time */
+	for (unsigned i = 0; i < p->evict.nr_refused; i++) {
+		page_entry *e = process_page(p, p->evict.refused[i], false);
+		uint64_t v = e ? atomic_load(e) : 0;
+
+		if (PAGE_STATE(v) == PAGE_RESIDENT)
+			frames[n++] = PAGE_VALUE(v);
+	}
+	process_unlatch_reclaim(p);
+	p->evict.nr_refused = 0;
+	if (n)
+		post_frames(r, p, frames, n, true);
 }
 
 static void post_unshare(struct reclaim *r, struct process *p)
@@ -557,6 +583,8 @@ static void collect(struct reclaim *r, struct process *p)
 	uint32_t stay[USM_OPS_BATCH];
 	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0;
 	bool lazy = s->op_kind == USM_OPS_LAZYFREE, refused = false;
+	bool fallback = !lazy && !p->evict.no_fallback &&
+			atomic_load(&c->evict_modes) & USM_EVICT_LAZYFREE;
 	struct pool *pool = atomic_load(&p->pool);
 
 	atomic_store(&s->op_state, OP_COLLECT);
@@ -592,6 +620,8 @@ static void collect(struct reclaim *r, struct process *p)
 				stay[nr_stay++] = PAGE_VALUE(v);
 			refused |= res == -EPERM;
 			nr_pinned += res == -EBUSY || res == -EINVAL;
+			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH)
+				p->evict.refused[p->evict.nr_refused++] = s->op_vpn[i];
 			if (res == -EBUSY && p->evict.nr_unshare < USM_OPS_BATCH)
 				p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
 			continue;
@@ -636,7 +666,10 @@ static void collect(struct reclaim *r, struct process *p)
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
 	end_operation(p);
-	if (refused)
+	if (refused && lazy && !only_lazy(c) &&
+	    atomic_load(&p->ops->agent_state) == USM_AGENT_RUNNING)
+		p->evict.no_fallback = true; /* without its hooks in place LAZYFREE is not safe */
+	else if (refused)
 		note_stopped(p);
 	if (evicted)
 		reclaim_check_limit(p);
@@ -733,6 +766,8 @@ static void check_operations(struct reclaim *r)
 				continue;
 			}
 			collect(r, p);
+			if (p->evict.nr_refused && can_post(p))
+				post_refused(r, p);
 			if (p->evict.nr_unshare && can_post(p))
 				post_unshare(r, p);
 		} else if (!p->evict.stalled && now - p->evict.posted_nsec > STALL_NSEC) {
@@ -773,7 +808,7 @@ static unsigned post_victims(struct reclaim *r, struct pool *pool, uint32_t *fra
 			continue; /* freed meanwhile: the policy has been told */
 		p = process_get(c, number, p->generation);
 		if (p && can_post(p))
-			k = post_frames(r, p, frames + i, j - i);
+			k = post_frames(r, p, frames + i, j - i, only_lazy(c));
 		if (p)
 			process_put(p);
 		posted += k;
@@ -791,7 +826,7 @@ static unsigned evict_of(struct reclaim *r, struct process *p, unsigned want)
 	if (!pool || !can_post(p))
 		return 0;
 	n = pool_hand(pool, (int)p->number, &p->evict.hand, frames, MIN(want, USM_OPS_BATCH));
-	return n ? post_frames(r, p, frames, n) : 0;
+	return n ? post_frames(r, p, frames, n, only_lazy(r->core)) : 0;
 }
 
 /* Users' requests and programs over their limits. Returns how many pages are on their way. */
