@@ -19,7 +19,6 @@
 #include <sys/types.h>
 
 #include "config.h"
-#define USM_NO_OPS_ALIAS
 #include "lib/attach.h"
 #include "swap.h"
 

@@ -179,7 +179,3 @@ struct usm_agent_ops {
 _Static_assert(sizeof(struct usm_agent_ops) <= USM_OPS_DATA, "ops header too large");
 _Static_assert(sizeof(struct usm_attach_msg) == 208, "attach message changed size");
 #endif
-
-#ifndef USM_NO_OPS_ALIAS
-#define usm_ops usm_agent_ops
-#endif

@@ -113,7 +113,7 @@ static int map_ops(struct usm_agent *a, int fd)
 	if (sys_is_error(r))
 		return (int)r;
 	sys_madvise((uint64_t)r, USM_OPS_BYTES, MADV_DONTFORK);
-	a->ops = (struct usm_ops *)r;
+	a->ops = (struct usm_agent_ops *)r;
 	if (a->ops->magic != USM_ATTACH_MAGIC || a->ops->version != USM_ATTACH_VERSION)
 		return -EPROTO;
 	return 0;

@@ -39,7 +39,7 @@ static bool daemon_gone(struct usm_agent *a)
 /* False: the operation is cancelled, or nobody is left to open the gate. */
 static bool gate_enter(struct usm_agent *a, uint32_t req)
 {
-	struct usm_ops *ops = a->ops;
+	struct usm_agent_ops *ops = a->ops;
 
 	for (uint32_t step = 1;; step++) {
 		uint32_t is = USM_GATE_IDLE;
@@ -207,7 +207,7 @@ static long read_operation(struct usm_agent *a)
 
 void usm_agent_work(struct usm_agent *a)
 {
-	struct usm_ops *ops = a->ops;
+	struct usm_agent_ops *ops = a->ops;
 	uint32_t req = atomic_load(&ops->req), kind = ops->kind;
 	enum usm_agent_state state;
 	long r;
@@ -236,7 +236,7 @@ void usm_agent_work(struct usm_agent *a)
 
 int usm_agent_restore(struct usm_agent *a)
 {
-	struct usm_ops *ops = a->ops;
+	struct usm_agent_ops *ops = a->ops;
 
 	if (atomic_load(&ops->nr_swapped) != 0 || (a->took_pages && !a->count_seen))
 		return -EBUSY;

@@ -46,7 +46,7 @@ struct usm_agent {
 	_Atomic uint32_t life;    /* enum usm_agent_life; written by the agent */
 	_Atomic uint32_t maplock; /* the one lock; order: maplock, then ops->gate (never both now) */
 	_Atomic uint32_t hooked;  /* libc's own mapping calls pass through the hooks */
-	struct usm_ops *ops;      /* valid from USM_LIFE_MANAGED on, and never unmapped */
+	struct usm_agent_ops *ops;      /* valid from USM_LIFE_MANAGED on, and never unmapped */
 	uint32_t evict_modes;
 
 	/* The agent's own. */

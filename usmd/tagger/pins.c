@@ -30,7 +30,7 @@ static struct {
 } remembered[NR_REMEMBERED];
 static _Atomic uint32_t nr_remembered;
 
-static bool has_pin(struct usm_ops *ops, uint64_t page)
+static bool has_pin(struct usm_agent_ops *ops, uint64_t page)
 {
 	uint32_t nr = atomic_load(&ops->nr_pins);
 
@@ -41,7 +41,7 @@ static bool has_pin(struct usm_ops *ops, uint64_t page)
 }
 
 /* nr_pins only grows, to at least nr. */
-static void publish_pins(struct usm_ops *ops, uint32_t nr)
+static void publish_pins(struct usm_agent_ops *ops, uint32_t nr)
 {
 	uint32_t is = atomic_load(&ops->nr_pins);
 
@@ -49,7 +49,7 @@ static void publish_pins(struct usm_ops *ops, uint32_t nr)
 		;
 }
 
-static void add_pin(struct usm_ops *ops, uint64_t page)
+static void add_pin(struct usm_agent_ops *ops, uint64_t page)
 {
 	uint32_t start = atomic_load(&ops->nr_pins);
 
@@ -66,7 +66,7 @@ static void add_pin(struct usm_ops *ops, uint64_t page)
 }
 
 /* After the pins are in: no operation that read the table before runs any more. */
-static void wait_inflight(struct usm_ops *ops)
+static void wait_inflight(struct usm_agent_ops *ops)
 {
 	uint32_t usec = 0;
 

@@ -74,7 +74,7 @@ struct fault {
 struct proc {
 	bool used, managed, paused;
 	int u1, sock, ops_fd, pid;
-	struct usm_ops *ops;
+	struct usm_agent_ops *ops;
 	uint64_t staging, trash, marker, tcb, nonce, identity;
 	struct page *table;
 	uint32_t cursor;
@@ -510,7 +510,7 @@ static void apply_later(struct proc *p)
 
 static void start_operation(struct proc *p, uint32_t kind)
 {
-	struct usm_ops *ops = p->ops;
+	struct usm_agent_ops *ops = p->ops;
 	uint32_t req = atomic_load(&ops->req) + 1;
 
 	p->busy = true;
