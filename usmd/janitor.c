@@ -31,7 +31,7 @@
 #define CHILD_GRACE_USEC 3000000ull
 /* How often, in ticks, all of a process's present pages are looked at. */
 #define AUDIT_TICKS	  20
-#define AUDIT_TICKS_CHILD 5
+#define AUDIT_TICKS_CHILD 2
 /* Threads of one process whose control blocks are looked up each tick. */
 #define THREADS_MAX 1024
 /* How long an agent that was told to go may take. */

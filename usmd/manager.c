@@ -113,11 +113,15 @@ void manager_apply(struct manager *m)
 int manager_reload(struct manager *m, char **ret_message)
 {
 	struct usm_config *c = NULL, *old = m->config;
-	int r = load_config(m, &c);
+	char error[512];
+	int r;
 
+	usm_log_first_error(error, sizeof(error));
+	r = load_config(m, &c);
+	usm_log_first_error(NULL, 0);
 	if (r < 0) {
-		if (ret_message && asprintf(ret_message, "The configuration has errors, the old one "
-							 "stays in force; see the log, or: usmd --check") < 0)
+		if (ret_message && asprintf(ret_message, "%s (the old configuration stays in force)",
+					    error[0] ? error : strerror(-r)) < 0)
 			*ret_message = NULL;
 		return r;
 	}

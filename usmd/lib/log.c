@@ -197,6 +197,19 @@ static int send_entry(int priority, int error, const struct usm_log_fields *f, c
 	return sd_journal_sendv(e.iov, (int)e.n);
 }
 
+static __thread struct {
+	char *buf;
+	size_t size;
+} first_error;
+
+void usm_log_first_error(char *buf, size_t size)
+{
+	first_error.buf = buf;
+	first_error.size = size;
+	if (buf)
+		buf[0] = '\0';
+}
+
 int usm_log_full(int priority, int error, const struct usm_log_fields *f, const char *fmt, ...)
 {
 	static const char field[] = "MESSAGE=";
@@ -220,6 +233,8 @@ int usm_log_full(int priority, int error, const struct usm_log_fields *f, const 
 		if ((size_t)n >= room)
 			memcpy(buf + sizeof(buf) - 4, "...", 4);
 		make_one_line(message);
+		if (priority <= LOG_ERR && first_error.buf && !first_error.buf[0])
+			snprintf(first_error.buf, first_error.size, "%s", message);
 		if (!log_to_journal || send_entry(priority, error, f, buf) < 0)
 			write_line(priority, message);
 	}

@@ -50,6 +50,10 @@ void usm_log_open(const char *name);
 void usm_log_set_level(int priority);
 int usm_log_level(void);
 
+/* The first error that this thread logs from now on goes to buf too, for the user who asked;
+ * NULL ends it. */
+void usm_log_first_error(char *buf, size_t size);
+
 /* One line.  Returns -abs(error), so that callers can "return log_error_errno(r, ...)".
  * "%m" in fmt is abs(error). */
 int usm_log_full(int priority, int error, const struct usm_log_fields *f, const char *fmt, ...)
