@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Taking the results of operations: what left goes to its slot, what stayed stays. */
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "lib/cleanup.h"
+#include "lib/log.h"
+#include "mechanism-userfault.h"
+#include "operation.h"
+#include "policy.h"
+#include "pool.h"
+#include "reclaim-internal.h"
+
+/* A page that cannot be put back meets unread events: try again after this. */
+#define PUT_BACK_USEC 100
+
+/*
+ * Leaves EVICTING for `to`, unless the page was unmapped or discarded meanwhile.
+ * Returns what was published.  A slot in `to` comes with a reference of its own, or is
+ * the frame's clean slot, whose reference moves.  Not taken: the agent left it alone, so
+ * what was announced was the program's.
+ */
+static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64_t to, bool taken)
+{
+	struct core *c = p->core;
+	uint64_t v = atomic_load(e), new;
+	uint32_t frame = PAGE_VALUE(v), clean = 0;
+	uint32_t slot = PAGE_STATE(to) == PAGE_SWAPPED ? PAGE_VALUE(to) : 0;
+
+	if (slot) {
+		clean = atomic_exchange(&pool_frame(c, frame)->clean_slot, 0);
+		atomic_fetch_add(&p->nr_swapped, 1);
+		/* Never taken back: an agent that reads 0 lets its program go on without usmd. */
+		if (!atomic_exchange(&p->shared->ever_swapped, 1) && p->ops)
+			atomic_store(&p->ops->nr_swapped, 1);
+	}
+	do {
+		bool discard = v & (taken ? PAGE_DISCARD : PAGE_DISCARD | PAGE_FREED);
+
+		new = to;
+		if (v & PAGE_GONE || (discard && PAGE_STATE(to) != PAGE_RESIDENT))
+			new = 0;
+		else if (discard)
+			new = PAGE_WITH_STAMP((to | PAGE_REMOVED) & ~PAGE_LAZY,
+					      now_tick());
+	} while (!atomic_compare_exchange_weak(e, &v, new));
+
+	if (slot && new != to) {
+		atomic_fetch_sub(&p->nr_swapped, 1);
+		usm_swap_unref(c->swap, slot);
+	}
+	if (clean && clean != slot)
+		usm_swap_unref(c->swap, clean);
+	if (PAGE_STATE(new) != PAGE_RESIDENT) {
+		atomic_fetch_sub(&p->nr_resident, 1);
+		pool_release(c, frame);
+	}
+	if (v & PAGE_WANTED || PAGE_STATE(new) == PAGE_RESIDENT)
+		userfault_wake(p->shared->uffd, p->shared->op_vpn[i], 1);
+	return new;
+}
+
+static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to)
+{
+	return finish_page(p, i, e, to, true);
+}
+
+static bool is_zero(const uint8_t *page)
+{
+	return !page[0] && !memcmp(page, page + 1, USM_PAGE_SIZE - 1);
+}
+
+/*
+ * Its content stays with the program: no device could take it.  While a FORK waits for
+ * us, what was read after it is not applied, and the address may be another mapping's by
+ * now: then the content cannot be placed, and the program cannot go on.
+ */
+static void put_back(struct process *p, unsigned i, page_entry *e, const uint8_t *page)
+{
+	uint64_t vpn = p->shared->op_vpn[i];
+
+	for (;;) {
+		uint64_t v = atomic_load(e);
+		unsigned done;
+		int r = -EAGAIN;
+
+		if (process_try_latch(p)) {
+			v = atomic_load(e);
+			if (!(v & (PAGE_GONE | PAGE_DISCARD)))
+				r = userfault_copy(p->shared->uffd, vpn, page, 1, &done);
+			else
+				r = -ENOENT;
+			if (r == 0 || r == -EEXIST || r == -ESRCH || r == -ENOENT)
+				finish(p, i, e,
+				       r == -ENOENT ? 0 : PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
+			process_unlatch_reclaim(p);
+			if (r != -EAGAIN && r != -ENOMEM)
+				return;
+		} else if (atomic_load(&p->barrier)) {
+			finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
+			process_kill(p, VADDR(vpn), "its page could not be written to swap during a fork");
+			return;
+		}
+		if (atomic_load(&p->gone)) {
+			finish(p, i, e, 0);
+			return;
+		}
+		usleep(PUT_BACK_USEC);
+	}
+}
+
+/* A page whose content must go to a slot; stays: it is still present too (LAZY). */
+struct leaving {
+	unsigned i;
+	uint32_t slot;
+	bool stays;
+};
+
+static void publish_written(struct process *p, const struct leaving *l, page_entry *e)
+{
+	struct core *c = p->core;
+	uint64_t v = atomic_load(e);
+	uint32_t frame = PAGE_VALUE(v), old;
+
+	if (!l->stays) {
+		finish(p, l->i, e, PAGE_ENTRY(PAGE_SWAPPED, l->slot));
+		return;
+	}
+	old = atomic_exchange(&pool_frame(c, frame)->clean_slot, l->slot);
+	if (old)
+		usm_swap_unref(c->swap, old);
+	userfault_protect(p->shared->uffd, p->shared->op_vpn[l->i], 1, false);
+	finish(p, l->i, e, PAGE_ENTRY(PAGE_RESIDENT, frame) | PAGE_LAZY);
+}
+
+/* Writes out, retrying on another device what failed; what no slot takes is put back. */
+static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *l, unsigned n)
+{
+	struct core *c = r->core;
+	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
+	struct usm_swap_io io[USM_OPS_BATCH];
+	uint32_t slots[USM_OPS_BATCH];
+	unsigned written = 0;
+
+	for (unsigned attempt = 0; n && attempt < 3; attempt++) {
+		unsigned left = 0, got = MIN(n, p->evict.nr_slots);
+
+		/* First what was reserved; a new engine, or another try, takes new ones. */
+		memcpy(slots, p->evict.slot, got * sizeof(*slots));
+		memmove(p->evict.slot, p->evict.slot + got,
+			(p->evict.nr_slots - got) * sizeof(*slots));
+		p->evict.nr_slots -= got;
+		got += usm_swap_alloc(c->swap, slots + got, n - got);
+		if (!got)
+			break;
+		for (unsigned k = 0; k < got; k++)
+			io[k] = (struct usm_swap_io){
+				.slot = slots[k],
+				.buf = data + (size_t)l[k].i * USM_PAGE_SIZE,
+			};
+		usm_swap_write(c->swap, io, got);
+		for (unsigned k = 0; k < n; k++) {
+			if (k < got && io[k].result >= 0) {
+				l[k].slot = slots[k];
+				publish_written(p, &l[k], r->entry[l[k].i]);
+				written++;
+				continue;
+			}
+			if (k < got) {
+				usm_swap_unref(c->swap, slots[k]);
+				atomic_fetch_add(&c->arena->h->nr_errors, 1);
+			}
+			l[left++] = l[k];
+		}
+		n = left;
+	}
+	for (unsigned k = 0; k < n; k++) {
+		page_entry *e = r->entry[l[k].i];
+
+		if (l[k].stays) {
+			/* Present, and the kernel may drop it at any time: install our copy where
+			 * it did, else make the program dirty it. */
+			userfault_protect(p->shared->uffd, p->shared->op_vpn[l[k].i], 1, false);
+			if (p->evict.nr_unshare < USM_OPS_BATCH)
+				p->evict.unshare[p->evict.nr_unshare++] = p->shared->op_vpn[l[k].i];
+		}
+		put_back(p, l[k].i, e, data + (size_t)l[k].i * USM_PAGE_SIZE);
+	}
+	return written;
+}
+
+static void note_stopped(struct process *p)
+{
+	const char *why = NULL;
+
+	switch (atomic_load(&p->ops->agent_state)) {
+	case USM_AGENT_LOCKED:
+		why = "it locked its memory (mlockall)";
+		break;
+	case USM_AGENT_SECCOMP:
+		why = "it set a seccomp filter for all its threads";
+		break;
+	default:
+		why = "its agent refuses";
+		break;
+	}
+	if (atomic_exchange(&p->no_evict, true))
+		return;
+	atomic_store(&p->unevictable_reason, why);
+	log_event(LOG_WARNING,
+		  &((struct usm_log_fields){
+			  .event = "evict", .process = p->shared->name, .pid = p->shared->pid}),
+		  "%s (pid %d): no page of it is evicted any more: %s", p->shared->name,
+		  p->shared->pid, why);
+}
+
+static void end_operation(struct process *p)
+{
+	uint32_t n = p->shared->op_kind == USM_OPS_UNSHARE ? 0 : p->shared->op_n;
+
+	p->evict.stalled = false;
+	operation_return_slots(p, 0);
+	atomic_store(&p->ops->inflight, 0);
+	atomic_store(&p->shared->op_state, OP_IDLE);
+	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
+		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void operation_collect(struct reclaim *r, struct process *p)
+{
+	struct core *c = r->core;
+	struct arena_process *s = p->shared;
+	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
+	struct leaving leaving[USM_OPS_BATCH];
+	uint32_t stay[USM_OPS_BATCH];
+	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0;
+	bool lazy = s->op_kind == USM_OPS_LAZYFREE, refused = false;
+	bool fallback = !lazy && !p->evict.no_fallback &&
+			atomic_load(&c->evict_modes) & USM_EVICT_LAZYFREE;
+	struct pool *pool = atomic_load(&p->pool);
+
+	atomic_store(&s->op_state, OP_COLLECT);
+	if (s->op_kind == USM_OPS_UNSHARE) {
+		end_operation(p);
+		return;
+	}
+	for (unsigned i = 0; i < s->op_n; i++) {
+		page_entry *e = process_page(p, s->op_vpn[i], false);
+		const uint8_t *page = data + (size_t)i * USM_PAGE_SIZE;
+		int32_t res = atomic_load(&p->ops->res[i]);
+		uint64_t v = e ? atomic_load(e) : 0;
+		uint32_t slot;
+		bool stays;
+
+		r->entry[i] = e;
+		if (PAGE_STATE(v) != PAGE_EVICTING)
+			continue;
+		slot = atomic_load(&pool_frame(c, PAGE_VALUE(v))->clean_slot);
+		if (res == -ENOENT) {
+			/* The kernel had dropped it already (LAZY), or the program did. */
+			finish_page(p, i, e, v & PAGE_LAZY && slot ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0,
+				    false);
+			continue;
+		}
+		stays = lazy && (res == -EBUSY || res == -EMLINK);
+		if (res != 0 && !stays) {
+			if (lazy)
+				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
+			if (finish_page(p, i, e,
+					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
+					!lazy))
+				stay[nr_stay++] = PAGE_VALUE(v);
+			refused |= res == -EPERM;
+			nr_pinned += res == -EBUSY || res == -EINVAL;
+			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH)
+				p->evict.refused[p->evict.nr_refused++] = s->op_vpn[i];
+			if (res == -EBUSY && p->evict.nr_unshare < USM_OPS_BATCH)
+				p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
+			continue;
+		}
+		if (v & (PAGE_GONE | PAGE_DISCARD) && !stays) {
+			finish(p, i, e, 0);
+			continue;
+		}
+		if (!stays && is_zero(page)) {
+			finish(p, i, e, 0);
+			evicted++;
+			continue;
+		}
+		if (stays)
+			stay[nr_stay++] = PAGE_VALUE(v);
+		if (stays && res == -EMLINK && p->evict.nr_unshare < USM_OPS_BATCH)
+			p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
+		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
+			if (stays) {
+				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
+				finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY);
+			} else {
+				finish(p, i, e, PAGE_ENTRY(PAGE_SWAPPED, slot));
+				evicted++;
+			}
+			continue;
+		}
+		leaving[nr_leaving++] = (struct leaving){.i = i, .stays = stays};
+	}
+	if (nr_leaving)
+		evicted += write_out(r, p, leaving, nr_leaving);
+	atomic_store(&p->nr_unevictable, nr_pinned);
+	/* Pages in a row that stayed: when they are as many as there are, none can leave. */
+	if (evicted) {
+		r->nr_stayed = 0;
+		r->exhausted_nsec = 0;
+		atomic_store(&p->nr_stayed, 0);
+	} else {
+		r->nr_stayed += nr_stay;
+		atomic_fetch_add(&p->nr_stayed, nr_stay);
+	}
+	atomic_fetch_add(&s->nr_evictions, evicted);
+	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
+	end_operation(p);
+	if (refused && lazy && !operation_only_lazy(c) &&
+	    atomic_load(&p->ops->agent_state) == USM_AGENT_RUNNING)
+		p->evict.no_fallback = true; /* without its hooks in place LAZYFREE is not safe */
+	else if (refused)
+		note_stopped(p);
+	if (evicted)
+		reclaim_check_limit(p);
+	if (pool) {
+		policy_give_back(pool, stay, nr_stay);
+		pool_flush(pool);
+	}
+	pthread_mutex_lock(&r->lock);
+	for (unsigned i = 0; i < RECLAIM_REQUESTS; i++) {
+		struct request *q = &r->request[i];
+
+		if (q->used && !q->done && q->process == p->number && q->generation == p->generation) {
+			q->evicted += evicted;
+			q->fruitless = evicted ? 0 : q->fruitless + 1;
+		}
+	}
+	r->now_done = r->now_posted;
+	pthread_cond_broadcast(&r->cond);
+	pthread_mutex_unlock(&r->lock);
+}
+
+/*
+ * The agent has ended its operation.  LAZYFREE makes events of its own, which were read
+ * before that: are they applied, or told at a barrier (event.c)?
+ */
+bool operation_collectable(struct process *p)
+{
+	if (p->shared->op_kind != USM_OPS_LAZYFREE)
+		return true;
+	if (process_try_latch(p)) {
+		process_unlatch_reclaim(p);
+		return true;
+	}
+	return atomic_load(&p->barrier);
+}
+
+void operation_give_up(struct reclaim *r, struct process *p)
+{
+	if (atomic_load(&p->shared->op_state) != OP_IDLE) {
+		for (unsigned i = 0; p->shared->op_kind != USM_OPS_UNSHARE && i < p->shared->op_n; i++) {
+			page_entry *e = process_page(p, p->shared->op_vpn[i], false);
+
+			if (e && PAGE_STATE(atomic_load(e)) == PAGE_EVICTING)
+				finish(p, i, e, 0);
+		}
+		end_operation(p);
+	}
+	if (p->evict.in_epoll) {
+		epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, p->shared->sock, NULL);
+		p->evict.in_epoll = false;
+	}
+	atomic_store(&p->forget, false);
+}

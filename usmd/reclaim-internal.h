@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The reclaim thread's own fields; for reclaim.c, operation.c and collect.c alone. */
+#pragma once
+
+#include <pthread.h>
+
+#include "process.h"
+#include "reclaim.h"
+
+/* Requests of users to evict, under way at once. */
+#define RECLAIM_REQUESTS 32
+
+struct request {
+	bool used, done;
+	uint32_t process, generation;
+	uint64_t want, evicted;
+	unsigned fruitless;
+	const char *reason;
+};
+
+struct reclaim {
+	struct core *core;
+	pthread_t thread;
+	int epoll_fd, kick_fd;
+	_Atomic bool stop, kicked;
+	bool reclaiming;
+	uint64_t nr_stayed;	 /* pages in a row that could not leave */
+	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
+	unsigned nr_posted; /* operations under way that are not stalled */
+	bool again;	    /* an operation has ended, and its events are just being applied */
+	struct arena_worker *record;
+
+	pthread_mutex_t lock; /* what follows; leaf */
+	pthread_cond_t cond;
+	uint64_t idle_passes;
+	unsigned nr_waiting;
+	struct request request[RECLAIM_REQUESTS];
+	struct {
+		struct pool *pool;
+		uint32_t frame;
+	} now[USM_OPS_BATCH];
+	unsigned nr_now;
+	uint64_t now_posted, now_done; /* victims handed over / gone through */
+
+	/* One batch's working memory. */
+	int32_t res[USM_OPS_BATCH];
+	page_entry *entry[USM_OPS_BATCH];
+};
