@@ -268,8 +268,13 @@ void operation_post_unshare(struct reclaim *r, struct process *p)
 {
 	unsigned n = p->evict.nr_unshare;
 
+	/* Behind a barrier, messages that were told are recognised by the last operation's pages
+	 * (event.c): no other one is recorded before they are applied. */
+	if (!process_try_latch(p))
+		return; /* the next time */
 	memcpy(p->shared->op_vpn, p->evict.unshare, n * sizeof(uint64_t));
 	p->evict.nr_unshare = 0;
 	post(r, p, USM_OPS_UNSHARE, n);
+	process_unlatch_reclaim(p);
 	operation_send(p);
 }
