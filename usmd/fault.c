@@ -292,6 +292,10 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 				break;
 		}
 		if (!wait) {
+			/* A page that is there has to be accounted for, and others have to leave
+			 * for it; one that is to come in can wait. */
+			have = type == USM_EVENT_ADOPT &&
+			       pool_take_lent(pool, p->number, vpn[0], &f->frame[0]);
 			r = -ENOMEM;
 			break;
 		}

@@ -24,6 +24,7 @@ struct reclaim {
 	int epoll_fd, kick_fd;
 	_Atomic bool stop, kicked;
 	bool reclaiming;
+	unsigned lent_turn;
 	uint64_t nr_stayed;	 /* pages in a row that could not leave */
 	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
 	unsigned nr_posted; /* operations under way that are not stalled */

@@ -298,20 +298,24 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 	for (unsigned k = 0; k < ARENA_POOLS; k++) {
 		struct pool *pool = c->pool[k];
 		int64_t want = atomic_load(&c->high_frames) - core_free_frames(c) - posted;
-		unsigned n, k;
+		uint64_t lent = pool ? atomic_load(&pool->nr_lent) : 0;
+		unsigned n, on_way;
 
 		if (!pool || want <= 0 || !atomic_load(&pool->nr_used))
 			continue;
 		want = MIN(want, (int64_t)USM_OPS_BATCH);
-		n = policy_victims(pool, frames, (unsigned)want);
-		k = post_victims(r, pool, frames, n);
-		if (!k && n) {
-			/* Not one of them may leave.  What may can be in lent frames, of which the
-			 * policy does not know. */
+		/* The policy does not know of lent frames: every other time they are what leaves. */
+		if (lent && r->lent_turn++ % 2)
+			n = pool_victims(pool, frames, (unsigned)MIN((uint64_t)want, lent));
+		else
+			n = policy_victims(pool, frames, (unsigned)want);
+		on_way = post_victims(r, pool, frames, n);
+		if (!on_way && n) {
+			/* Not one of them may leave.  What may can be in lent frames. */
 			n = pool_victims(pool, frames, (unsigned)want);
-			k = post_victims(r, pool, frames, n);
+			on_way = post_victims(r, pool, frames, n);
 		}
-		posted += k;
+		posted += on_way;
 	}
 	return posted;
 }

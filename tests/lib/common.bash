@@ -218,14 +218,16 @@ sampler_peak_kib() {
 	awk '$1 == "rss" && $4 > peak { peak = $4 } END { print peak + 0 }' "$SAMPLES"
 }
 
-# The pool, 5 % more, and no sample at all is a failure too.
+# assert_peak_within_pool [TIMES]: the pool + 5 %; no sample at all is a failure too. With TIMES 2, for a program that saves itself in
+# a forked child while it writes: what both share at the fork, a pool at most, is copied by the
+# kernel faster than usmd learns of it, and leaves again within a second.
 assert_peak_within_pool() {
-	local peak limit=$((POOL_MIB * 1024 * 105 / 100))
+	local peak limit=$((POOL_MIB * 1024 * 105 / 100 * ${1:-1}))
 
 	peak=$(sampler_peak_kib)
 	note "peak $((peak / 1024)) MiB of $POOL_MIB MiB"
 	[ "$peak" -gt 0 ] || die "the sampler saw no managed program" || return 1
-	[ "$peak" -le "$limit" ] || die "anonymous resident memory reached $peak KiB, pool and 5 % are $limit KiB"
+	[ "$peak" -le "$limit" ] || die "anonymous resident memory reached $peak KiB, the limit is $limit KiB"
 }
 
 # At least 90 % of the private writable anonymous bytes that were seen, over all samples.
