@@ -294,7 +294,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 		if (!wait) {
 			/* A page that is there has to be accounted for, and others have to leave
 			 * for it; one that is to come in can wait. */
-			have = type == USM_EVENT_ADOPT &&
+			have = type == USM_EVENT_ADOPT && atomic_load(&c->evict_modes) &&
 			       pool_take_lent(pool, p->number, vpn[0], &f->frame[0]);
 			r = -ENOMEM;
 			break;
