@@ -44,6 +44,7 @@ struct manager {
 	struct eviction eviction[EVICTIONS_MAX];
 	struct summary *summary; /* ARENA_PROCESSES */
 	uint64_t beats;
+	bool orphaned; /* the keeper has ended */
 	bool stopping, forced, pressure, default_swap_tried;
 };
 

@@ -327,7 +327,7 @@ static int on_main_fd(sd_event_source *s, int fd, uint32_t revents, void *userda
 	(void)revents;
 	eventfd_read(fd, &v);
 	manager_check_evictions(m);
-	if (m->stopping && live_processes(m, &swapped) == 0)
+	if ((m->stopping || m->orphaned) && live_processes(m, &swapped) == 0)
 		sd_event_exit(m->event, 0);
 	return 0;
 }
@@ -401,12 +401,15 @@ static int on_hup(sd_event_source *s, const struct signalfd_siginfo *si, void *u
 
 static int on_keeper_end(sd_event_source *s, int fd, uint32_t revents, void *userdata)
 {
+	struct manager *m = userdata;
+
 	(void)fd;
 	(void)revents;
-	(void)userdata;
-	log_error("The keeper has ended. This engine goes on, but nothing would start another one: "
-		  "stop it (SIGTERM) and start usmd again when you can");
+	log_error("The keeper has ended. This engine goes on until the last managed process has "
+		  "ended, but nothing would start another one: start usmd again when you can");
 	sd_event_source_set_enabled(s, SD_EVENT_OFF);
+	m->orphaned = true;
+	eventfd_write(m->core.main_fd, 1);
 	return 0;
 }
 
