@@ -32,6 +32,7 @@ struct fill {
 	page_entry *entry;
 	unsigned n;
 	bool swapped; /* all from slots, or all without content */
+	bool urgent;  /* the agent's own fault: what frees frames may be waiting for it */
 	uint32_t slot[USM_OPS_BATCH];
 	uint32_t frame[USM_OPS_BATCH]; /* 0: none yet, or none at all: see publish() */
 };
@@ -291,6 +292,10 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			if (have)
 				break;
 		}
+		if (f->urgent && pool_take_lent(pool, p->number, vpn[0], &f->frame[0])) {
+			have = 1;
+			break;
+		}
 		if (!wait) {
 			/* A page that is there has to be accounted for, and others have to leave
 			 * for it; one that is to come in can wait. */
@@ -509,6 +514,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	f.vpn = fault->vpn;
 	f.n = 0;
 	f.frame[0] = 0;
+	f.urgent = p->ops && fault->tid == p->ops->agent_tid;
 	process_latch(p);
 	f.entry = process_page(p, f.vpn, true);
 	if (unlikely(!f.entry)) {
@@ -550,6 +556,7 @@ static int claim_one(struct fill *f, struct process *p, uint64_t vpn, bool swapp
 	f->vpn = vpn;
 	f->n = 0;
 	f->swapped = swapped;
+	f->urgent = false;
 	f->entry = process_page(p, vpn, !swapped);
 	if (!f->entry)
 		return swapped ? -ENOENT : -ENOMEM;

@@ -84,7 +84,7 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 	atomic_store(&ops->req, s->op_seq);
 	p->evict.posted_nsec = now_nsec();
 	p->evict.stalled = false;
-	r->nr_posted++;
+	r->nr_posted += kind != USM_OPS_UNSHARE; /* which gives no frame */
 }
 
 /* Slots that were reserved for more pages than there are. */

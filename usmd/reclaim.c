@@ -89,7 +89,8 @@ static void check_operations(struct reclaim *r)
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */
 		}
-		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled;
+		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled &&
+			     p->shared->op_kind != USM_OPS_UNSHARE;
 	}
 	r->nr_posted = nr_posted;
 }
