@@ -173,6 +173,7 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 		   a);
 	if (a->remove) {
 		atomic_store_explicit(&p->has_removed, true, memory_order_relaxed);
+		atomic_store(&p->last_remove_tick, now_tick());
 		return;
 	}
 	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);

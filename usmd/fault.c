@@ -387,7 +387,7 @@ static int fill_read(struct fill *f, uint8_t *buffer)
  * The page is present under our claim.  Without a frame it becomes NONE: the program's
  * own, as if it had never been managed, until the janitor adopts it.  Under the latch.
  */
-static void publish(struct fill *f, unsigned i, bool content_from_slot)
+static void publish_as(struct fill *f, unsigned i, bool content_from_slot, uint64_t flags)
 {
 	struct process *p = f->p;
 	struct core *c = p->core;
@@ -404,7 +404,28 @@ static void publish(struct fill *f, unsigned i, bool content_from_slot)
 	}
 	atomic_store_explicit(&pool_frame(c, f->frame[i])->clean_slot, slot, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->nr_resident, 1, memory_order_relaxed);
-	atomic_store(&f->entry[i], PAGE_ENTRY(PAGE_RESIDENT, f->frame[i]));
+	atomic_store(&f->entry[i], PAGE_ENTRY(PAGE_RESIDENT, f->frame[i]) | flags);
+}
+
+static void publish(struct fill *f, unsigned i)
+{
+	publish_as(f, i, f->swapped, 0);
+}
+
+/*
+ * The page was present before we came.  The kernel may be about to zap it, if a REMOVE was
+ * announced: then it must not leave for a while, like every page that was announced.
+ */
+static void publish_present(struct fill *f, unsigned i)
+{
+	struct process *p = f->p;
+	uint64_t now = now_tick(), flags = 0;
+
+	if (now - atomic_load(&p->last_remove_tick) < PAGE_REMOVE_TICKS) {
+		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
+		atomic_store(&p->has_removed, true);
+	}
+	publish_as(f, i, false, flags);
 }
 
 /*
@@ -434,7 +455,7 @@ static int fill_install(struct fill *f, const uint8_t *buffer)
 						(const uint8_t *)p->core->zeros,
 				   j - i, &done);
 		for (unsigned k = 0; k < done; k++)
-			publish(f, i + k, f->swapped);
+			publish(f, i + k);
 		i += done;
 		if (r == 0 || done)
 			continue;
@@ -448,7 +469,7 @@ static int fill_install(struct fill *f, const uint8_t *buffer)
 			break;
 		case -EEXIST:
 			/* Present already: what is there is newer than any slot. */
-			publish(f, i, false);
+			publish_present(f, i);
 			wake(p, f->vpn + i);
 			i++;
 			break;
@@ -605,7 +626,7 @@ int fault_adopt(struct worker *w, struct process *p, uint64_t vpn)
 	if (atomic_load(&f.entry[0]) & PAGE_GONE)
 		unclaim(&f, 0);
 	else
-		publish(&f, 0, false);
+		publish_present(&f, 0);
 	process_unlatch(p);
 	/* A fault that met our claim was not served by anybody. */
 	wake(p, vpn);

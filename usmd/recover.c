@@ -224,6 +224,7 @@ static int recover_process(struct core *c, uint32_t number)
 		p->shared->op_state = OP_IDLE;
 	if (p->ops && p->shared->op_state == OP_IDLE)
 		atomic_store(&p->ops->inflight, 0);
+	atomic_store(&p->last_remove_tick, now_tick()); /* for all we know */
 	event_hold(p);
 	p->held = true;
 	residents.p = p;
