@@ -289,22 +289,23 @@ swap_counter() {
 # --- the engine dies -------------------------------------------------------------------------
 
 # kill -9 of the engine every 200 ms until kill_engine_stop.
+# kill_engine_start [SECONDS [TIMES]]: between two deaths, and how many at most.
 kill_engine_start() {
 	echo 0 > "$T/kills"
-	kill_engine_loop </dev/null >/dev/null 2>&1 3>&- &
+	kill_engine_loop "${1:-0.2}" "${2:-1000000}" </dev/null >/dev/null 2>&1 3>&- &
 	KILLER_PID=$!
 }
 
 kill_engine_loop() {
 	local pid kills=0
 
-	while :; do
+	while [ $kills -lt "$2" ]; do
 		pid=$(USMCTL_TIMEOUT=5 status enginePid)
 		# Only ever a child of our own usmd.
 		if [[ $pid =~ ^[0-9]+$ ]] && [ "$(ps -o ppid= -p "$pid" | tr -d ' ')" = "$USMD_PID" ]; then
 			kill -KILL "$pid" && echo $((++kills)) > "$T/kills"
 		fi
-		sleep 0.2
+		sleep "$1"
 	done
 }
 

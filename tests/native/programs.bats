@@ -70,7 +70,7 @@ torture() {
 	requires_command jq
 	for eviction in move lazyfree; do
 		start_usmd 32 "default policyOne" "eviction $eviction"
-		kill_engine_start
+		kill_engine_start 0.5 8
 		run -0 managed root 200 "$T/bin/torture" 8 3 4096 4
 		kill_engine_stop
 		assert_killed 5
