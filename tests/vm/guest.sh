@@ -78,5 +78,5 @@ t "stress-ng verifies 32 MiB in a pool of 16 MiB" in_small_pool 0 300 \
 	stress-ng --temp-path /tmp --vm 1 --vm-bytes 32M --vm-method all --verify --oomable --timeout 10
 t "torture" in_small_pool 0 300 $torture 10 3 4096 1
 t "torture while the engine is killed" in_small_pool 3 300 $torture 10 2 4096 2
-t "fork: each process sees its own pages" in_small_pool 0 300 /usm/build/tests/fork-cow 12
+t "fork: each process sees its own pages" in_small_pool 0 300 /usm/build/tests/fork-cow 8
 echo "1..$nr" >> "$TAP"
