@@ -151,7 +151,7 @@ python_expected() {
 }
 
 xz_needs="xz"
-xz_pool_mib=48
+xz_pool_mib=104
 work_xz() {
 	local dir=$T/home
 
