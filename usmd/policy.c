@@ -224,12 +224,10 @@ static int swap_out(struct to_swap *victim)
 		return 1;
 	}
 	free(victim);
-	if (!atomic_load(&pool_frame(pool->core, frame)->owner)) {
-		/* Its program has ended or unmapped it since it was chosen, or the policy is
-		 * wrong; in both cases it learns that the frame is free. */
-		pool_announce_free(pool, frame);
+	/* Its program has ended or unmapped it since it was chosen.  pool_release() has announced
+	 * it: once more, and the policy could be told of a frame that it has given out again. */
+	if (!atomic_load(&pool_frame(pool->core, frame)->owner))
 		return 1;
-	}
 	if (ctx.call == CALL_VICTIMS) {
 		if (ctx.nr_victims == ctx.max_victims)
 			return 1;

@@ -37,12 +37,15 @@ static int alloc(struct usm_event *event)
 	event->paddr = node->page->physicalAddress;
 	if (unlikely(usmSubmitAllocEvent(event))) {
 		pthread_mutex_lock(&lock);
+		list_del_init(&node->list);
 		list_add(&node->list, &free_list);
 		pthread_mutex_unlock(&lock);
 		return 1;
 	}
 	usmLinkPage(node->page, event);
 	pthread_mutex_lock(&lock);
+	/* frame_free() of another thread may have put it into a list meanwhile. */
+	list_del_init(&node->list);
 	list_add_tail(&node->list, &used_list);
 	pthread_mutex_unlock(&lock);
 	return 0;
