@@ -80,6 +80,11 @@ teardown_tree() {
 		echo "--- the end of usmd's log:"
 		tail -n 40 "$LOG"
 	fi
+	# What the program that failed said itself; bats does not show it.
+	if [ "$failed" -ne 0 ] && [ -n "${output:-}" ]; then
+		echo "--- the end of the last command's output:"
+		tail -n 20 <<< "$output"
+	fi
 	kill_engine_stop
 	for pid in "${BACKGROUND[@]}"; do
 		end_pid "$pid"

@@ -20,7 +20,7 @@ program() {
 	shift 3
 	requires_command jq
 	start_usmd 32 "default policyOne" "eviction $eviction" "allow $path $UNPRIVILEGED" \
-		"allow $(realpath "$(command -v true)") $UNPRIVILEGED"
+		"allow $(realpath "$(type -P true)") $UNPRIVILEGED"
 	sampler_start
 	run -0 managed "$user" 200 "$path" "$@"
 	[ "${lines[-1]}" = ok ]
