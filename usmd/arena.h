@@ -28,7 +28,7 @@
 #define ARENA_PROCESSES 1024u /* managed processes at once */
 #define ARENA_POOLS	16u
 #define ARENA_WORKERS	72u /* worker threads, reclaim, janitor */
-#define ARENA_JOURNAL	64u /* messages of one read() */
+#define ARENA_JOURNAL	192u /* messages of one read(), and what is read on at a barrier (event.c) */
 #define ARENA_ROOT	65536u
 #define ARENA_NODE_BYTES 4096u
 
@@ -72,6 +72,7 @@ struct arena_process {
 	int32_t uffd, sock, opsfd, pidfd; /* -1: none */
 	pid_t pid;
 	uid_t uid;
+	int32_t agent_tid;  /* in its own pid namespace */
 	uint32_t is_child;  /* made by FORK; its agent may not have come yet */
 	uint32_t attached;  /* the handshake is done */
 	uint32_t uninherited; /* has ranges that its children do not get */

@@ -259,7 +259,8 @@ static struct process *find_child(struct core *c, uint64_t nonce)
 		struct process *p = &c->process[i];
 
 		if (atomic_load(&p->shared->state) == PROCESS_LIVE && p->shared->is_child &&
-		    !p->shared->attached && p->shared->nonce == nonce)
+		    !p->shared->attached && p->shared->nonce == nonce &&
+		    !atomic_exchange(&p->claimed, true))
 			return process_get(c, i, p->generation);
 	}
 	return NULL;
@@ -307,6 +308,15 @@ static int look_for_uninherited(struct arena_process *s)
 	return 0;
 }
 
+int attach_say_go(struct process *p)
+{
+	struct usm_attach_msg m = {.type = USM_ATTACH_GO};
+	int fd = p->shared->uffd;
+
+	/* A forked child has no userfaultfd of its own yet: the FORK event made it. */
+	return send_message(p->shared->sock, &m, &fd, p->shared->is_child);
+}
+
 static int attach_new_process(struct connection *conn, const struct usm_attach_msg *m, int u1, int u2)
 {
 	struct attach *a = conn->attach;
@@ -317,6 +327,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 
 	if (!p)
 		return refuse(conn, "usmd manages as many processes as it can");
+	atomic_store(&p->claimed, true);
 	s = p->shared;
 	memcpy(s->name, conn->info.name, sizeof(s->name));
 	memcpy(s->argv0, conn->info.argv0, sizeof(s->argv0));
@@ -325,6 +336,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	s->priority = conn->info.priority;
 	s->pool = conn->pool->number;
 	s->pid = conn->peer.pid;
+	s->agent_tid = m->tid;
 	s->uid = conn->peer.uid;
 	s->starttime = conn->starttime;
 	s->identity = conn->identity;
@@ -357,6 +369,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 		/* Published already or not, the janitor ends it: nothing has been evicted. */
 		atomic_store(&s->state, PROCESS_LIVE);
 		atomic_store(&p->release, true);
+		atomic_store(&p->claimed, false);
 		process_gone(p);
 		return refuse(conn, "usmd could not register its memory");
 	}
@@ -371,7 +384,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 					    .pid = s->pid,
 					    .policy = s->policy}),
 		  "%s (pid %d) is managed by %s", s->name, s->pid, s->policy);
-	r = send_message(s->sock, &(struct usm_attach_msg){.type = USM_ATTACH_GO}, NULL, 0);
+	r = attach_say_go(p);
 	reclaim_add(p);
 	if (a->ops.attached)
 		a->ops.attached(a->ops.userdata, p);
@@ -384,15 +397,15 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	struct core *c = a->core;
 	struct process *p = find_child(c, m->nonce);
 	struct arena_process *s;
-	int r, fd;
+	int r;
 
 	if (!p)
 		return refuse(conn, "its parent is not managed any more");
 	s = p->shared;
-	s->nonce = 0;
 	memcpy(s->name, conn->info.name, sizeof(s->name));
 	memcpy(s->argv0, conn->info.argv0, sizeof(s->argv0));
 	s->pid = conn->peer.pid;
+	s->agent_tid = m->tid;
 	s->uid = conn->peer.uid;
 	s->starttime = conn->starttime;
 	s->identity = conn->identity;
@@ -409,6 +422,8 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 							  .pid = s->pid}),
 				"%s (pid %d): cannot manage this forked child, letting it go: %m",
 				s->name, s->pid);
+		atomic_store(&p->release, true);
+		atomic_store(&p->claimed, false);
 		process_put(p);
 		return refuse(conn, "usmd could not register its memory");
 	}
@@ -416,9 +431,9 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	s->sock = conn->fd;
 	conn->pidfd = conn->fd = -1;
 	s->attached = 1;
-	fd = s->uffd;
+	s->nonce = 0;
 	atomic_store(&p->ops->nr_swapped, atomic_load(&s->ever_swapped));
-	r = send_message(s->sock, &(struct usm_attach_msg){.type = USM_ATTACH_GO}, &fd, 1);
+	r = attach_say_go(p);
 	reclaim_add(p);
 	if (a->ops.attached)
 		a->ops.attached(a->ops.userdata, p);

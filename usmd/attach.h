@@ -12,6 +12,7 @@
 #include "core.h"
 
 struct attach;
+struct process;
 
 struct attach_ops {
 	/*
@@ -25,6 +26,10 @@ struct attach_ops {
 	void (*attached)(void *userdata, struct process *p);
 	void *userdata;
 };
+
+/* Tells the agent that its handshake is done: when it is, and again by a new engine, as the dead
+ * one may not have got to it.  -errno of the socket. */
+int attach_say_go(struct process *p);
 
 int attach_new(struct core *c, sd_event *event, int listen_fd, const struct attach_ops *ops,
 	       struct attach **ret);

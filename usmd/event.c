@@ -22,8 +22,12 @@
  * and an agent holds the gate for about 15 us. */
 #define GATE_LOOKS 600
 #define GATE_LOOKS_YIELD 64
+/* Messages of one read(); the rest of the journal is for what is read on at a barrier. */
+#define JOURNAL_READ 64u
 /* While a barrier waits, it looks for events that the agent may be waiting for. */
 #define BARRIER_WAIT_NSEC 1000000l
+/* The journal is full of a program's events and its agent waits for another to be read. */
+#define BARRIER_FULL_NSEC 5000000000ull
 
 /* Only what a reader holds: a new engine may find the agent's own hold there. */
 static void gate_leave(struct process *p)
@@ -393,6 +397,44 @@ static bool is_barrier(const struct uffd_msg *m)
 	return m->event == UFFD_EVENT_FORK || m->event == UFFD_EVENT_REMAP;
 }
 
+static void pass_fault(struct process *p, const struct uffd_msg *m, uint64_t time)
+{
+	worker_fault(p, &(struct fault){
+				.process = p->number,
+				.generation = p->generation,
+				.vpn = VPN(m->arg.pagefault.address),
+				.flags = (uint32_t)m->arg.pagefault.flags,
+				.tid = m->arg.pagefault.feat.ptid,
+				.nsec = time,
+			});
+}
+
+/*
+ * Reads on behind the n messages of the journal.  Faults are passed on at once, as the kernel
+ * gives any number of them before the first event.  An engine that dies here leaves at worst an
+ * event twice in a row, which changes nothing.
+ */
+static unsigned read_on(struct process *p, unsigned n, bool again)
+{
+	struct uffd_msg *j = p->shared->journal;
+	ssize_t k = read_messages(p, &j[n], ARENA_JOURNAL - n);
+	unsigned from = n;
+
+	for (unsigned i = n; k > 0 && i < from + (unsigned)k; i++) {
+		if (j[i].event == UFFD_EVENT_PAGEFAULT) {
+			pass_fault(p, &j[i], now_nsec());
+		} else if (i == n) {
+			n++;
+			continue;
+		} else {
+			j[n++] = j[i];
+		}
+		*(volatile uint8_t *)&j[i].event = 0;
+	}
+	tell_removals(p, from, n, again);
+	return n;
+}
+
 /*
  * Waits until no page of p is on its way out.  An agent in the middle of MADV_FREE
  * waits for its own event to be read, so what comes meanwhile is read on into the
@@ -401,6 +443,7 @@ static bool is_barrier(const struct uffd_msg *m)
 static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool again)
 {
 	const struct timespec timeout = {.tv_nsec = BARRIER_WAIT_NSEC};
+	uint64_t full_nsec = now_nsec();
 	uint32_t v;
 
 	tell_removals(p, first, n, again);
@@ -408,16 +451,14 @@ static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool
 	while ((v = atomic_load(&p->nr_evicting)) != 0 && !atomic_load(&p->gone)) {
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
 		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
-			ssize_t k;
-
 			/* Nobody takes an operation's results before its pages were told. */
 			atomic_store(&p->barrier, false);
-			k = read_messages(p, &p->shared->journal[n], ARENA_JOURNAL - n);
-			if (k > 0) {
-				tell_removals(p, n, n + (unsigned)k, again);
-				n += (unsigned)k;
-			}
+			n = read_on(p, n, again);
 			atomic_store(&p->barrier, true);
+			full_nsec = now_nsec();
+		} else if (n == ARENA_JOURNAL && now_nsec() - full_nsec > BARRIER_FULL_NSEC) {
+			process_kill(p, 0, "its threads change so many mappings that a fork cannot be "
+					   "put in order with them");
 		}
 	}
 	atomic_store(&p->barrier, false);
@@ -454,14 +495,7 @@ static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_
 		struct uffd_msg *m = &p->shared->journal[i];
 
 		if (m->event == UFFD_EVENT_PAGEFAULT) {
-			worker_fault(p, &(struct fault){
-						.process = p->number,
-						.generation = p->generation,
-						.vpn = VPN(m->arg.pagefault.address),
-						.flags = (uint32_t)m->arg.pagefault.flags,
-						.tid = m->arg.pagefault.feat.ptid,
-						.nsec = time,
-					});
+			pass_fault(p, m, time);
 		} else {
 			if (is_barrier(m) && atomic_load(&p->nr_evicting))
 				n = barrier_wait(p, i + 1, n, again);
@@ -484,7 +518,7 @@ static int read_once(struct process *p)
 		worker_defer(p);
 		return 0;
 	}
-	n = read_messages(p, p->shared->journal, ARENA_JOURNAL);
+	n = read_messages(p, p->shared->journal, JOURNAL_READ);
 	for (ssize_t i = 0; i < n && !events; i++)
 		events = p->shared->journal[i].event != UFFD_EVENT_PAGEFAULT;
 	if (events)
@@ -509,7 +543,7 @@ void event_read_latched(struct process *p)
 	do {
 		do
 			r = read_once(p);
-		while (r == ARENA_JOURNAL);
+		while (r == JOURNAL_READ);
 		if (r < 0) {
 			log_debug("%s (pid %d): reading its userfaultfd: %s", p->shared->name,
 				  p->shared->pid, strerror(-r));

@@ -149,7 +149,7 @@ static int claim_first(struct fill *f, const struct fault *fault)
 		case PAGE_EVICTING:
 			/* An agent that copies a write-protected page which the program has zapped
 			 * meanwhile waits for us, and the eviction for it. */
-			if (fault && p->ops && fault->tid == p->ops->agent_tid &&
+			if (fault && p->ops && (int32_t)fault->tid == p->shared->agent_tid &&
 			    p->shared->op_kind == USM_OPS_LAZYFREE) {
 				userfault_copy(p->shared->uffd, f->vpn, p->core->zeros, 1, &done);
 				return 0;
@@ -331,6 +331,7 @@ static int fill_read(struct fill *f, uint8_t *buffer)
 	struct process *p = f->p;
 	struct usm_swap_io io[USM_OPS_BATCH];
 	unsigned good = 0;
+	bool lost = false;
 	int r;
 
 	for (unsigned i = 0; i < f->n; i++)
@@ -347,7 +348,8 @@ static int fill_read(struct fill *f, uint8_t *buffer)
 	if (good == 0) {
 		uint64_t v = atomic_load(&f->entry[0]);
 
-		if (!(v & PAGE_GONE)) {
+		lost = !(v & PAGE_GONE);
+		if (lost) {
 			/* The slot stays referenced by nothing: the page is lost. */
 			if (PAGE_VALUE(v))
 				usm_swap_unref(p->core->swap, PAGE_VALUE(v));
@@ -355,6 +357,7 @@ static int fill_read(struct fill *f, uint8_t *buffer)
 			pool_release(p->core, f->frame[0]);
 			f->frame[0] = 0;
 		} else {
+			/* Unmapped or moved, with its slot: what was read is nobody's. */
 			unclaim(f, 0);
 			wake(p, f->vpn);
 		}
@@ -366,6 +369,8 @@ static int fill_read(struct fill *f, uint8_t *buffer)
 	process_unlatch(p);
 	if (good)
 		return 0;
+	if (!lost)
+		return -ENOENT;
 	log_event_errno(LOG_ERR, r,
 			&((struct usm_log_fields){.event = "swapin",
 						  .message_id = USM_MSG_SWAP,
@@ -535,7 +540,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	f.vpn = fault->vpn;
 	f.n = 0;
 	f.frame[0] = 0;
-	f.urgent = p->ops && fault->tid == p->ops->agent_tid;
+	f.urgent = p->ops && (int32_t)fault->tid == p->shared->agent_tid;
 	process_latch(p);
 	f.entry = process_page(p, f.vpn, true);
 	if (unlikely(!f.entry)) {

@@ -456,12 +456,13 @@ static void tear_down(struct core *c, struct process *p)
 	eventfd_write(c->main_fd, 1);
 }
 
+/* FILLING from a slot counts: if its fault is given up, the page is swapped again. */
 static int first_swapped(void *userdata, uint64_t vpn, page_entry *e)
 {
 	uint64_t *ret = userdata;
 	uint64_t v = atomic_load(e);
 
-	if (PAGE_STATE(v) != PAGE_SWAPPED)
+	if (PAGE_STATE(v) != PAGE_SWAPPED && !(PAGE_STATE(v) == PAGE_FILLING && PAGE_VALUE(v)))
 		return 0;
 	*ret = vpn;
 	return 1;
@@ -536,6 +537,11 @@ static void release(struct core *c, struct process *p)
 	};
 	uint64_t tick = now_tick();
 
+	if (!p->shared->attached && !p->scan.has_claimed) {
+		if (atomic_exchange(&p->claimed, true))
+			return; /* it is just being attached */
+		p->scan.has_claimed = true;
+	}
 	atomic_store(&p->no_evict, true);
 	if (p->scan.release_tick && !atomic_load(&p->gone) &&
 	    tick - p->scan.release_tick < RELEASE_TICKS)
@@ -560,7 +566,8 @@ static void look_after(struct core *c, struct process *p)
 		tear_down(c, p);
 		return;
 	}
-	if (atomic_load(&p->killed))
+	/* Its latch is not to be had as long as its agent has not ended an operation. */
+	if (atomic_load(&p->killed) || p->held || atomic_load(&p->barrier))
 		return;
 	if (atomic_load(&p->release) ||
 	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {

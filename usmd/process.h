@@ -63,6 +63,8 @@ struct process {
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
 	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
+	/* Not attached: its handshake is under way, or it is being let go.  Whoever sets it may. */
+	_Atomic bool claimed;
 	_Atomic bool forget;	      /* the reclaim thread is to give its operation up */
 	bool held; /* recovery holds its latch until its journal is applied */
 
@@ -93,6 +95,7 @@ struct process {
 	struct {
 		uint64_t next_audit_tick;
 		uint64_t release_tick; /* its agent was told to go, 0: not yet */
+		bool has_claimed; /* it is not attached, and nobody may attach it any more */
 		uint64_t *ranges; /* registered ranges seen by the last scan, start/end */
 		unsigned nr_ranges, cap_ranges;
 		int pagemap_fd, maps_fd;

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "event.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
@@ -18,6 +19,7 @@
 #include "process.h"
 #include "reclaim.h"
 #include "recover.h"
+#include "worker.h"
 
 /* A resident page as the scan found it. */
 struct resident {
@@ -240,9 +242,10 @@ static int recover_process(struct core *c, uint32_t number)
 	return 0;
 }
 
-static void close_recorded(struct arena_process *s)
+/* What the handshake gave; its agent sees the end of file, and begins a new one. */
+static void close_connection(struct arena_process *s)
 {
-	int32_t *fds[] = {&s->uffd, &s->sock, &s->opsfd, &s->pidfd};
+	int32_t *fds[] = {&s->sock, &s->opsfd, &s->pidfd};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
 		int fd = *fds[i];
@@ -251,6 +254,16 @@ static void close_recorded(struct arena_process *s)
 		if (fd >= 0)
 			close(fd);
 	}
+}
+
+static void close_recorded(struct arena_process *s)
+{
+	int fd = s->uffd;
+
+	s->uffd = -1;
+	if (fd >= 0)
+		close(fd);
+	close_connection(s);
 }
 
 int recover_processes(struct core *c)
@@ -284,7 +297,8 @@ int recover_processes(struct core *c)
 			page_table_free(c->arena, i);
 			continue;
 		}
-		if (s->state == PROCESS_BUILDING) {
+		if (s->state == PROCESS_BUILDING ||
+		    (s->state == PROCESS_LIVE && !s->attached && !s->is_child)) {
 			/* A handshake that died with the engine: nothing can have been evicted. */
 			close_recorded(s);
 			page_table_free(c->arena, i);
@@ -300,6 +314,8 @@ int recover_processes(struct core *c)
 		}
 		if (s->state == PROCESS_FREE)
 			continue;
+		if (!s->attached)
+			close_connection(s);
 		r = recover_process(c, i);
 		if (r < 0)
 			return r;
@@ -393,8 +409,10 @@ void recover_wake(struct core *c)
 		if (p->shared->state != PROCESS_LIVE)
 			continue;
 		/* From the lowest address that can be mapped to the end. */
-		if (p->shared->sock >= 0 && p->ops)
+		if (p->shared->sock >= 0 && p->ops) {
+			attach_say_go(p);
 			reclaim_add(p);
+		}
 		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
 	}
 	for (int barrier = 0; barrier < 2; barrier++)
@@ -404,6 +422,11 @@ void recover_wake(struct core *c)
 			/* Those that have to wait for their agents come last. */
 			if (p->shared->state == PROCESS_LIVE && p->held &&
 			    (atomic_load(&p->nr_evicting) > 0) == barrier) {
+				/* Not this thread: a program that is stopped must not hold us up. */
+				if (barrier) {
+					worker_defer(p);
+					continue;
+				}
 				p->held = false;
 				event_resume(p);
 			}

@@ -23,7 +23,7 @@
 /* Faults that wait for a token.  When it is full, a fault is woken, to fault again. */
 #define QUEUE_SIZE 4096u
 /* Faults that a thread keeps for itself between reading and serving: one read()'s. */
-#define LOCAL_SIZE (2 * ARENA_JOURNAL)
+#define LOCAL_SIZE 128u
 /* A process whose agent held the gate is read again after this long. */
 #define DEFER_MSEC 1
 /* After so many faults of one thread in a row, look where it runs (some 20 us). */
@@ -115,7 +115,12 @@ static void read_deferred(struct core *c)
 		p = process_get(c, i, p->generation);
 		if (!p)
 			continue;
-		event_readable(p);
+		if (p->held) {
+			p->held = false;
+			event_resume(p);
+		} else {
+			event_readable(p);
+		}
 		process_put(p);
 	}
 }
@@ -191,6 +196,25 @@ static void follow(struct worker *w, const struct process *p)
 	pin(w, -1);
 }
 
+static bool is_agents(const struct worker *w, const struct fault *f)
+{
+	return (int32_t)f->tid == w->core->process[f->process].shared->agent_tid;
+}
+
+/* The faults of agents first: a fault before them may wait for what an agent is to free. */
+static void prefer_agent(struct worker *w, unsigned i)
+{
+	for (unsigned k = i; k < w->nr_local; k++) {
+		struct fault f = w->local[k];
+
+		if (!is_agents(w, &f))
+			continue;
+		w->local[k] = w->local[i];
+		w->local[i] = f;
+		return;
+	}
+}
+
 static void serve(struct worker *w, const struct fault *f)
 {
 	struct process *p = process_get(w->core, f->process, f->generation);
@@ -209,6 +233,14 @@ static void serve_all(struct worker *w)
 
 	while (w->nr_local || atomic_load(&workers.nr_queued)) {
 		if (!token_take()) {
+			/* All may be waiting for frames: an agent's fault does not, for long. */
+			prefer_agent(w, 0);
+			if (w->nr_local && is_agents(w, &w->local[0])) {
+				f = w->local[0];
+				w->local[0] = w->local[--w->nr_local];
+				serve(w, &f);
+				continue;
+			}
 			/* Those who have a token look at the queue before they give it back. */
 			for (unsigned i = 0; i < w->nr_local; i++)
 				if (!queue_push(&w->local[i])) {
@@ -224,6 +256,7 @@ static void serve_all(struct worker *w)
 		}
 		/* Serving may read more: local grows behind i. */
 		for (unsigned i = 0; i < w->nr_local; i++) {
+			prefer_agent(w, i);
 			f = w->local[i];
 			serve(w, &f);
 			if (i == w->nr_local - 1)

@@ -98,7 +98,9 @@ struct usm_attach_msg {
  * LAZYFREE: all pages are write-protected by the daemon.  Copy each to the data
  *   area, then on one processor MADV_FREE and MADV_PAGEOUT by run, then look at
  *   /proc/self/pagemap: gone -> res 0, present -> -EBUSY, or -EMLINK when a
- *   fork has left it to several processes.  Holds
+ *   fork has left it to several processes.  When ops->cancel == ops->req, the runs
+ *   that are left get -ECANCELED: each makes an event, and the daemon may be waiting
+ *   for this operation before it applies events.  Holds
  *   the tagger's mapping lock (no hooked mmap, munmap, mremap runs meanwhile).
  * UNSHARE: MADV_POPULATE_WRITE of each page, result in res[].
  */

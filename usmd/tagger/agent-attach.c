@@ -14,8 +14,9 @@
 #define RETRY_USEC 100000
 /* Handshakes that may break off before the program runs unmanaged. */
 #define HANDSHAKES 5u
-/* A parent was managed a moment ago, so a daemon that cannot be reached is only busy. */
-#define CHILD_CONNECT_USEC (10 * 1000000)
+/* A parent was managed a moment ago, so a daemon that cannot be reached or breaks off is only
+ * busy, or its engine dies again and again.  The child runs meanwhile. */
+#define CHILD_CONNECT_USEC (120 * 1000000ull)
 
 static void set_reason(char reason[128], const char *text, const char *more)
 {
@@ -239,8 +240,11 @@ static int ready(struct usm_agent *a, char reason[128])
 	a->ops->agent_tid = (uint32_t)m.tid;
 	write_pins(a);
 	r = usm_message_send(a->sock, &m, sizeof(m), fds, (uint32_t)nr);
+	/* From here on usmd may count on this thread. */
 	if (r == 0)
-		r = receive(a, &m, fds);
+		do
+			r = receive(a, &m, fds);
+		while (r == -EAGAIN && a->child);
 	if (r < 0) {
 		set_reason(reason, "usmd went away during the handshake", NULL);
 		return r;
@@ -287,8 +291,10 @@ int usm_agent_attach(struct usm_agent *a, char reason[128])
 {
 	int r;
 
+	uint64_t until = a->child ? sys_now_usec() + CHILD_CONNECT_USEC : 0;
+
 	a->sock = a->u1 = a->u2 = -1;
-	for (uint32_t i = 0; i < HANDSHAKES; i++) {
+	for (uint32_t i = 0; i < HANDSHAKES || sys_now_usec() < until; i++) {
 		r = attach_once(a, reason);
 		/* An engine that dies in the middle of it leaves its connections to the next. */
 		if (r != -ECONNRESET && r != -EPIPE)

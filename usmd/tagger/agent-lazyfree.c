@@ -170,13 +170,19 @@ static bool copy_out(struct usm_agent *a, uint32_t i)
 	return false;
 }
 
-static void free_pages(struct usm_agent *a)
+static void free_pages(struct usm_agent *a, uint32_t req)
 {
 	uint32_t i = 0;
 
 	while (i < a->n) {
 		uint32_t from = i;
 
+		/* Each run makes an event, and the daemon keeps only so many unapplied. */
+		if (atomic_load(&a->ops->cancel) == req) {
+			for (; i < a->n; i++)
+				set_result(a, i, -ECANCELED);
+			return;
+		}
 		if (!copy_out(a, i++))
 			continue;
 		while (i < a->n && a->addr[i] == a->addr[i - 1] + USM_PAGE_SIZE && copy_out(a, i))
@@ -188,7 +194,7 @@ static void free_pages(struct usm_agent *a)
 	}
 }
 
-void usm_agent_lazyfree(struct usm_agent *a)
+void usm_agent_lazyfree(struct usm_agent *a, uint32_t req)
 {
 	struct cpu_mask old;
 	long mask_bytes, error = 0;
@@ -207,7 +213,7 @@ void usm_agent_lazyfree(struct usm_agent *a)
 		return;
 	}
 	mask_bytes = stay_on_processor(&old);
-	free_pages(a);
+	free_pages(a, req);
 	if (mask_bytes > 0)
 		sys3(SYS_sched_setaffinity, 0, mask_bytes, &old);
 	mappings_unlock(a);

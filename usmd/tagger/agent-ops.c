@@ -226,7 +226,7 @@ void usm_agent_work(struct usm_agent *a)
 	else if (kind == USM_OPS_MOVE)
 		work_move(a, req);
 	else if (kind == USM_OPS_LAZYFREE)
-		usm_agent_lazyfree(a);
+		usm_agent_lazyfree(a, req);
 	else if (kind == USM_OPS_UNSHARE)
 		work_unshare(a);
 	else
