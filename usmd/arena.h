@@ -76,6 +76,8 @@ struct arena_process {
 	uint32_t is_child;  /* made by FORK; its agent may not have come yet */
 	uint32_t attached;  /* the handshake is done */
 	uint32_t uninherited; /* has ranges that its children do not get */
+	uint64_t family;      /* the same in all that descend from one process by fork */
+	uint32_t fork_protected; /* what it had at a fork is write-protected (fault.c) */
 	_Atomic uint32_t ever_swapped; /* a page of it, or of its parent, was on a swap device */
 	uint64_t starttime; /* /proc/PID/stat, clock ticks */
 	uint64_t forked_usec;

@@ -334,6 +334,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	memcpy(s->policy, conn->info.policy, sizeof(s->policy));
 	s->limit_pages = conn->info.limit_pages;
 	s->priority = conn->info.priority;
+	s->family = s->generation;
 	s->pool = conn->pool->number;
 	s->pid = conn->peer.pid;
 	s->agent_tid = m->tid;

@@ -224,11 +224,21 @@ static void end_operation(struct process *p)
 	uint32_t n = p->shared->op_kind == USM_OPS_UNSHARE ? 0 : p->shared->op_n;
 
 	p->evict.stalled = false;
+	p->evict.unshared = false;
 	operation_return_slots(p, 0);
 	atomic_store(&p->ops->inflight, 0);
 	atomic_store(&p->shared->op_state, OP_IDLE);
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* False: it was unshared a moment ago, and something else keeps it. */
+static bool want_unshare(struct process *p, unsigned i)
+{
+	if (p->evict.unshared || p->evict.nr_unshare == USM_OPS_BATCH)
+		return false;
+	p->evict.unshare[p->evict.nr_unshare++] = p->shared->op_vpn[i];
+	return true;
 }
 
 void operation_collect(struct reclaim *r, struct process *p)
@@ -238,7 +248,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
 	struct leaving leaving[USM_OPS_BATCH];
 	uint32_t stay[USM_OPS_BATCH];
-	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0;
+	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0, nr_unshare = 0;
 	bool lazy = s->op_kind == USM_OPS_LAZYFREE, refused = false;
 	bool fallback = !lazy && !p->evict.no_fallback &&
 			atomic_load(&c->evict_modes) & USM_EVICT_LAZYFREE;
@@ -246,6 +256,10 @@ void operation_collect(struct reclaim *r, struct process *p)
 
 	atomic_store(&s->op_state, OP_COLLECT);
 	if (s->op_kind == USM_OPS_UNSHARE) {
+		p->evict.nr_again = 0;
+		for (unsigned i = 0; i < s->op_n; i++)
+			if (atomic_load(&p->ops->res[i]) == 0)
+				p->evict.again[p->evict.nr_again++] = s->op_vpn[i];
 		end_operation(p);
 		return;
 	}
@@ -279,8 +293,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			nr_pinned += res == -EBUSY || res == -EINVAL;
 			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH)
 				p->evict.refused[p->evict.nr_refused++] = s->op_vpn[i];
-			if (res == -EBUSY && p->evict.nr_unshare < USM_OPS_BATCH)
-				p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
+			nr_unshare += res == -EBUSY && want_unshare(p, i);
 			continue;
 		}
 		if (v & (PAGE_GONE | PAGE_DISCARD) && !stays) {
@@ -294,8 +307,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 		}
 		if (stays)
 			stay[nr_stay++] = PAGE_VALUE(v);
-		if (stays && res == -EMLINK && p->evict.nr_unshare < USM_OPS_BATCH)
-			p->evict.unshare[p->evict.nr_unshare++] = s->op_vpn[i];
+		nr_unshare += stays && res == -EMLINK && want_unshare(p, i);
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
 				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
@@ -317,8 +329,9 @@ void operation_collect(struct reclaim *r, struct process *p)
 		r->exhausted_nsec = 0;
 		atomic_store(&p->nr_stayed, 0);
 	} else {
-		r->nr_stayed += nr_stay;
-		atomic_fetch_add(&p->nr_stayed, nr_stay);
+		nr_unshare = MIN(nr_unshare, nr_stay);
+		r->nr_stayed += nr_stay - nr_unshare;
+		atomic_fetch_add(&p->nr_stayed, nr_stay - nr_unshare);
 	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);

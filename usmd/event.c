@@ -325,6 +325,8 @@ static void apply_fork(struct apply *a, int uffd)
 	child = child_of(p->core, uffd);
 	if (p->ops && atomic_load(&p->ops->uninherited))
 		s->uninherited = 1;
+	if (p->ops && atomic_load(&p->ops->protect_fork) == USM_PROTECT_DONE)
+		s->fork_protected = 1;
 	if (s->uninherited && s->pid > 0 && smaps_uninherited(s->pid, &skip, &nr_skip) < 0)
 		log_warning("%s (pid %d): cannot read which of its memory a forked child does not "
 			    "get; the child gets all of it",
@@ -334,6 +336,8 @@ static void apply_fork(struct apply *a, int uffd)
 	if (child) {
 		cs = child->shared;
 		cs->uninherited = s->uninherited;
+		cs->family = s->family;
+		cs->fork_protected = s->fork_protected;
 		cs->is_child = 1;
 		cs->uffd = uffd;
 		cs->marker = s->marker;

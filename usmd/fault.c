@@ -497,11 +497,106 @@ static int fill_install(struct fill *f, const uint8_t *buffer)
 	return r == -ESRCH ? r : 0;
 }
 
+static int claim_one(struct fill *f, struct process *p, uint64_t vpn, bool swapped)
+{
+	f->p = p;
+	f->vpn = vpn;
+	f->n = 0;
+	f->swapped = swapped;
+	f->urgent = false;
+	f->entry = process_page(p, vpn, !swapped);
+	if (!f->entry)
+		return swapped ? -ENOENT : -ENOMEM;
+	return claim_next(f, f->entry) ? 0 : -EAGAIN;
+}
+
+/* NONE and present: from now on it has a frame of its own.  -errno. */
+static int take_in(struct process *p, uint64_t vpn, bool wait, bool urgent)
+{
+	struct fill f;
+	int r;
+
+	process_latch(p);
+	r = claim_one(&f, p, vpn, false);
+	process_unlatch(p);
+	if (r < 0)
+		return r;
+	f.urgent = urgent;
+	r = fill_frames(&f, USM_EVENT_ADOPT, wait, false);
+	if (r < 0)
+		return r;
+	process_latch(p);
+	if (atomic_load(&f.entry[0]) & PAGE_GONE)
+		unclaim(&f, 0);
+	else
+		publish_present(&f, 0);
+	process_unlatch(p);
+	/* A fault that met our claim was not served by anybody. */
+	wake(p, vpn);
+	return 0;
+}
+
+static bool is_none(struct process *p, uint64_t vpn)
+{
+	page_entry *e;
+	bool none;
+
+	if (!process_try_latch(p))
+		return false; /* it is forking itself, or like that: the janitor will see */
+	e = process_page(p, vpn, false);
+	none = !e || !atomic_load(e);
+	process_unlatch(p);
+	return none;
+}
+
+/*
+ * A page that a fork may have shared is about to be written: the writer gets a copy, and there
+ * is one page more.  The frame that accounts for the shared page is its first owner's, whose
+ * entry is RESIDENT; in the others' tables it is NONE.  If the writer's is NONE, the copy gets a
+ * frame there; else what the writer leaves behind gets one, at one of those who keep it.
+ */
+static void account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
+{
+	struct core *c = p->core;
+	bool urgent = (int32_t)fault->tid == p->shared->agent_tid;
+
+	if (state == PAGE_NONE) {
+		take_in(p, fault->vpn, true, urgent);
+		return;
+	}
+	if (state != PAGE_RESIDENT)
+		return;
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
+		struct process *q = &c->process[i];
+		int r = -ENOENT;
+
+		if (q->shared->family != p->shared->family || q == p || !q->shared->fork_protected)
+			continue;
+		q = process_get(c, i, q->generation);
+		if (!q)
+			continue;
+		/* Not for one that has executed another program since. */
+		if (!atomic_load(&q->gone) && is_none(q, fault->vpn) &&
+		    userfault_protect(q->shared->uffd, VPN(0x10000), 1, false) != -ESRCH)
+			r = take_in(q, fault->vpn, true, urgent);
+		process_put(q);
+		if (r == 0)
+			return;
+	}
+}
+
 static void serve_protection(struct process *p, const struct fault *fault)
 {
 	page_entry *e;
 	uint64_t v;
 
+	if (p->shared->fork_protected) {
+		process_latch(p);
+		e = process_page(p, fault->vpn, false);
+		v = e ? atomic_load(e) : 0;
+		process_unlatch(p);
+		account_for_copy(p, fault, PAGE_STATE(v));
+	}
 	process_latch(p);
 	e = process_page(p, fault->vpn, false);
 	v = e ? atomic_load(e) : 0;
@@ -576,19 +671,6 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	process_count_fault(p, now_nsec() - fault->nsec);
 }
 
-static int claim_one(struct fill *f, struct process *p, uint64_t vpn, bool swapped)
-{
-	f->p = p;
-	f->vpn = vpn;
-	f->n = 0;
-	f->swapped = swapped;
-	f->urgent = false;
-	f->entry = process_page(p, vpn, !swapped);
-	if (!f->entry)
-		return swapped ? -ENOENT : -ENOMEM;
-	return claim_next(f, f->entry) ? 0 : -EAGAIN;
-}
-
 int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool lend)
 {
 	struct fill f;
@@ -613,27 +695,7 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 	return fill_install(&f, w->buffer);
 }
 
-int fault_adopt(struct worker *w, struct process *p, uint64_t vpn)
+int fault_adopt(struct process *p, uint64_t vpn)
 {
-	struct fill f;
-	int r;
-
-	(void)w;
-	process_latch(p);
-	r = claim_one(&f, p, vpn, false);
-	process_unlatch(p);
-	if (r < 0)
-		return r;
-	r = fill_frames(&f, USM_EVENT_ADOPT, false, false);
-	if (r < 0)
-		return r;
-	process_latch(p);
-	if (atomic_load(&f.entry[0]) & PAGE_GONE)
-		unclaim(&f, 0);
-	else
-		publish_present(&f, 0);
-	process_unlatch(p);
-	/* A fault that met our claim was not served by anybody. */
-	wake(p, vpn);
-	return 0;
+	return take_in(p, vpn, false, false);
 }

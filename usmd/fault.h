@@ -16,4 +16,4 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *f);
  * (busy), -ENOENT, -ESRCH, -EIO.
  */
 int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool lend);
-int fault_adopt(struct worker *w, struct process *p, uint64_t vpn);
+int fault_adopt(struct process *p, uint64_t vpn);

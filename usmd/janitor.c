@@ -34,6 +34,8 @@
 #define AUDIT_TICKS_CHILD 2
 /* Threads of one process whose control blocks are looked up each tick. */
 #define THREADS_MAX 1024
+/* A fork that shares more than this part of all frames is worth a fault for each copy. */
+#define PROTECT_PART 64
 /* How long an agent that was told to go may take. */
 #define RELEASE_TICKS 10
 /* Runs of pages that a process brings back each tick from a device that is being removed. */
@@ -178,7 +180,7 @@ static void adopt(struct core *c, struct process *p, uint64_t start, uint64_t en
 			e = process_page(p, vpn + i, false);
 			none = !e || !atomic_load(e);
 			process_unlatch(p);
-			if (none && fault_adopt(&janitor.worker, p, vpn + i) == -ENOMEM) {
+			if (none && fault_adopt(p, vpn + i) == -ENOMEM) {
 				reclaim_kick(c);
 				return; /* the next audit goes on */
 			}
@@ -413,6 +415,24 @@ static void close_fd(int *fd)
 		close(n);
 }
 
+static void note_relative_gone(struct core *c, uint64_t family)
+{
+	struct process *last = NULL;
+	unsigned n = 0;
+
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
+		struct process *p = &c->process[i];
+
+		if (atomic_load(&p->shared->state) != PROCESS_FREE && p->shared->family == family &&
+		    p->shared->fork_protected) {
+			last = p;
+			n++;
+		}
+	}
+	if (n == 1)
+		atomic_store(&last->lift, true);
+}
+
 static void tear_down(struct core *c, struct process *p)
 {
 	struct arena_process *s = p->shared;
@@ -453,6 +473,8 @@ static void tear_down(struct core *c, struct process *p)
 	if (pool)
 		pool_flush(pool);
 	atomic_store(&s->state, PROCESS_FREE);
+	if (s->fork_protected)
+		note_relative_gone(c, s->family);
 	eventfd_write(c->main_fd, 1);
 }
 
@@ -558,6 +580,43 @@ static void release(struct core *c, struct process *p)
 	tear_down(c, p);
 }
 
+/* Its last relative has ended: it shares nothing any more, and its writes need no faults. */
+static void lift_protection(struct process *p)
+{
+	uint32_t done = USM_PROTECT_DONE;
+	int r = 0;
+
+	if (!process_try_latch_exclusive(p))
+		return; /* the next tick */
+	/* What LAZYFREE has in hand stays protected. */
+	if (atomic_load(&p->shared->op_state) != OP_IDLE && p->shared->op_kind == USM_OPS_LAZYFREE)
+		r = -EAGAIN;
+	for (unsigned i = 0; r != -EAGAIN && i < p->scan.nr_ranges; i++)
+		r = userfault_protect(p->shared->uffd, VPN(p->scan.ranges[2 * i]),
+				      VPN(p->scan.ranges[2 * i + 1] - p->scan.ranges[2 * i]), false);
+	if (r != -EAGAIN) {
+		p->shared->fork_protected = 0;
+		atomic_store(&p->lift, false);
+		if (p->ops)
+			atomic_compare_exchange_strong(&p->ops->protect_fork, &done,
+						       USM_PROTECT_WANTED);
+	}
+	event_read_latched(p);
+}
+
+/* What a program may share by forking is worth faults if it is more than a small part of what
+ * all may have. */
+static void want_protection(struct core *c, struct process *p)
+{
+	bool want = atomic_load(&c->evict_modes) &&
+		    atomic_load(&p->nr_resident) > atomic_load(&c->nr_budget) / PROTECT_PART;
+	uint32_t is = want ? USM_PROTECT_NO : USM_PROTECT_WANTED;
+
+	if (atomic_load_explicit(&p->ops->protect_fork, memory_order_relaxed) == is)
+		atomic_compare_exchange_strong(&p->ops->protect_fork, &is,
+					       want ? USM_PROTECT_WANTED : USM_PROTECT_NO);
+}
+
 static void look_after(struct core *c, struct process *p)
 {
 	struct arena_process *s = p->shared;
@@ -587,6 +646,9 @@ static void look_after(struct core *c, struct process *p)
 		pin_threads(p);
 		janitor_scan(c, p);
 		reclaim_check_limit(p);
+		want_protection(c, p);
+		if (atomic_load(&p->lift))
+			lift_protection(p);
 	}
 }
 

@@ -63,7 +63,7 @@ int userfault_probe(struct core *c, int dev_fd, enum usm_eviction_kind wanted)
 		break;
 	}
 	c->register_mode = UFFDIO_REGISTER_MODE_MISSING |
-			   (c->evict_modes & USM_EVICT_LAZYFREE ? UFFDIO_REGISTER_MODE_WP : 0);
+			   (c->evict_modes ? UFFDIO_REGISTER_MODE_WP : 0);
 	return 0;
 }
 

@@ -84,7 +84,7 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 	atomic_store(&ops->req, s->op_seq);
 	p->evict.posted_nsec = now_nsec();
 	p->evict.stalled = false;
-	r->nr_posted += kind != USM_OPS_UNSHARE; /* which gives no frame */
+	r->nr_posted++;
 }
 
 /* Slots that were reserved for more pages than there are. */
@@ -191,7 +191,10 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 	if (p->evict.nr_slots < n && operation_drop_clean_slots(c))
 		p->evict.nr_slots += usm_swap_alloc(c->swap, p->evict.slot + p->evict.nr_slots,
 						    n - p->evict.nr_slots);
-	if (!p->evict.nr_slots || !process_try_latch(p)) {
+	if (!p->evict.nr_slots)
+		return 0;
+	if (!process_try_latch(p)) {
+		r->busy |= !atomic_load(&p->barrier);
 		operation_return_slots(p, 0);
 		return 0;
 	}
@@ -244,24 +247,36 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 	return k;
 }
 
-void operation_post_refused(struct reclaim *r, struct process *p)
+/* Pages that reclaim itself wants to leave now: the list is used up.  How many are on their way. */
+static unsigned post_pages(struct reclaim *r, struct process *p, const uint64_t *vpn, unsigned *nr,
+			   bool lazy)
 {
 	uint32_t frames[USM_OPS_BATCH];
 	unsigned n = 0;
 
 	if (!process_try_latch(p))
-		return; /* the next time */
-	for (unsigned i = 0; i < p->evict.nr_refused; i++) {
-		page_entry *e = process_page(p, p->evict.refused[i], false);
+		return 0; /* the next time */
+	for (unsigned i = 0; i < *nr; i++) {
+		page_entry *e = process_page(p, vpn[i], false);
 		uint64_t v = e ? atomic_load(e) : 0;
 
 		if (PAGE_STATE(v) == PAGE_RESIDENT)
 			frames[n++] = PAGE_VALUE(v);
 	}
 	process_unlatch_reclaim(p);
-	p->evict.nr_refused = 0;
-	if (n)
-		operation_post(r, p, frames, n, true);
+	*nr = 0;
+	return n ? operation_post(r, p, frames, n, lazy) : 0;
+}
+
+void operation_post_refused(struct reclaim *r, struct process *p)
+{
+	post_pages(r, p, p->evict.refused, &p->evict.nr_refused, true);
+}
+
+void operation_post_again(struct reclaim *r, struct process *p)
+{
+	p->evict.unshared = post_pages(r, p, p->evict.again, &p->evict.nr_again,
+				       operation_only_lazy(r->core)) > 0;
 }
 
 void operation_post_unshare(struct reclaim *r, struct process *p)

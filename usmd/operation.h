@@ -28,6 +28,8 @@ bool operation_possible(struct process *p);
 unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, unsigned n, bool lazy);
 /* What MOVE has refused for its protection (PROT_READ, PROT_NONE) can leave by LAZYFREE. */
 void operation_post_refused(struct reclaim *r, struct process *p);
+/* What was unshared leaves before more is, or each page would be two for a while. */
+void operation_post_again(struct reclaim *r, struct process *p);
 /* Makes pages that are shared after a fork the process's own, to leave another time. */
 void operation_post_unshare(struct reclaim *r, struct process *p);
 /* Asks the agent to look; harmless if it has seen it. Any thread. */

@@ -105,6 +105,8 @@ static bool take_between(struct pool *pool, uint32_t start, uint32_t n, uint32_t
 		if (!pool_take(pool, frame, process, vpn))
 			continue;
 		atomic_store_explicit(&pool->alloc_hint, (hint + i + 1) % n, memory_order_relaxed);
+		if (!pool_is_lent(pool, frame))
+			pool->taken_by[frame - pool->first] = 0;
 		*ret_frame = frame;
 		return true;
 	}

@@ -65,6 +65,7 @@ struct process {
 	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
 	/* Not attached: its handshake is under way, or it is being let go.  Whoever sets it may. */
 	_Atomic bool claimed;
+	_Atomic bool lift;	      /* fork_protected, and no relative is left */
 	_Atomic bool forget;	      /* the reclaim thread is to give its operation up */
 	bool held; /* recovery holds its latch until its journal is applied */
 
@@ -87,6 +88,9 @@ struct process {
 		unsigned nr_unshare;
 		uint64_t refused[USM_OPS_BATCH]; /* by MOVE, to be tried by LAZYFREE */
 		unsigned nr_refused;
+		uint64_t again[USM_OPS_BATCH]; /* just unshared: to leave at once */
+		unsigned nr_again;
+		bool unshared; /* the operation under way is over pages of again[] */
 		bool no_fallback;
 		uint32_t slot[USM_OPS_BATCH]; /* reserved for the operation under way */
 		unsigned nr_slots;

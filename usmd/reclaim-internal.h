@@ -27,7 +27,8 @@ struct reclaim {
 	unsigned lent_turn;
 	uint64_t nr_stayed;	 /* pages in a row that could not leave */
 	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
-	unsigned nr_posted; /* operations under way that will give frames */
+	unsigned nr_posted; /* operations under way that will give frames, or lead to some */
+	bool busy;	    /* a process's events were just being applied: it may have victims */
 	bool again;	    /* an operation has ended, and its events are just being applied */
 	struct arena_worker *record;
 

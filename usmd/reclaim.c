@@ -81,6 +81,8 @@ static void check_operations(struct reclaim *r)
 				continue;
 			}
 			operation_collect(r, p);
+			if (p->evict.nr_again && operation_possible(p))
+				operation_post_again(r, p);
 			if (p->evict.nr_refused && operation_possible(p))
 				operation_post_refused(r, p);
 			if (p->evict.nr_unshare && operation_possible(p))
@@ -89,8 +91,7 @@ static void check_operations(struct reclaim *r)
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */
 		}
-		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled &&
-			     p->shared->op_kind != USM_OPS_UNSHARE;
+		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled;
 	}
 	r->nr_posted = nr_posted;
 }
@@ -300,17 +301,20 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 		struct pool *pool = c->pool[k];
 		int64_t want = atomic_load(&c->high_frames) - core_free_frames(c) - posted;
 		uint64_t lent = pool ? atomic_load(&pool->nr_lent) : 0;
-		unsigned n, on_way;
+		unsigned n = 0, on_way = 0;
 
 		if (!pool || want <= 0 || !atomic_load(&pool->nr_used))
 			continue;
 		want = MIN(want, (int64_t)USM_OPS_BATCH);
 		/* The policy does not know of lent frames: every other time they are what leaves. */
-		if (lent && r->lent_turn++ % 2)
+		if (lent && r->lent_turn++ % 2) {
 			n = pool_victims(pool, frames, (unsigned)MIN((uint64_t)want, lent));
-		else
+			on_way = post_victims(r, pool, frames, n);
+		}
+		if (!on_way) {
 			n = policy_victims(pool, frames, (unsigned)want);
-		on_way = post_victims(r, pool, frames, n);
+			on_way = post_victims(r, pool, frames, n);
+		}
 		if (!on_way && n) {
 			/* Not one of them may leave.  What may can be in lent frames. */
 			n = pool_victims(pool, frames, (unsigned)want);
@@ -360,7 +364,7 @@ static void *reclaim_main(void *arg)
 			process_put(p);
 		}
 		atomic_store(&r->kicked, false);
-		r->again = false;
+		r->again = r->busy = false;
 		check_operations(r);
 		check_tight(c);
 		posted = serve_now(r);
@@ -370,7 +374,7 @@ static void *reclaim_main(void *arg)
 		posted += serve_requests(r, &demand);
 		posted += serve_watermarks(r, &demand);
 		all_stayed = (int64_t)r->nr_stayed >= atomic_load(&c->nr_used);
-		if (demand && (all_stayed || (!posted && !r->nr_posted))) {
+		if (demand && (all_stayed || (!posted && !r->nr_posted && !r->busy))) {
 			pthread_mutex_lock(&r->lock);
 			r->idle_passes += all_stayed ? IDLE_PASSES : 1;
 			if (all_stayed && r->nr_stayed)

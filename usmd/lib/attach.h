@@ -110,6 +110,13 @@ enum usm_ops_kind {
 	USM_OPS_UNSHARE = 3,
 };
 
+/*
+ * Daemon: NO <-> WANTED.  Tagger, before each fork(): WANTED -> DONE, when all its private
+ * anonymous pages but pins[] are write-protected.  Daemon, when nobody shares them any more and
+ * the protection is taken off: DONE -> WANTED.
+ */
+enum usm_protect_fork { USM_PROTECT_NO = 0, USM_PROTECT_WANTED = 1, USM_PROTECT_DONE = 2 };
+
 /* bits of evict_modes */
 #define USM_EVICT_MOVE     1u
 #define USM_EVICT_LAZYFREE 2u
@@ -155,7 +162,9 @@ struct usm_agent_ops {
 	/* tagger: 1 once the program gave a large range to MADV_DONTFORK or MADV_WIPEONFORK, so
 	 * that the daemon looks for such ranges at a fork (small ones are pinned) */
 	_Atomic uint32_t uninherited;
-	uint32_t reserved;
+	/* enum usm_protect_fork; the tagger protects what a fork() shares, so that each copy
+	 * that a write makes of it is a fault, and the daemon finds a frame for it */
+	_Atomic uint32_t protect_fork;
 	uint32_t kind;            /* enum usm_ops_kind */
 	uint32_t n;
 	uint32_t evict_modes;     /* what the daemon wants to use */

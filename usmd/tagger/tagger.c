@@ -98,7 +98,7 @@ static void arm(struct usm_tagger_state *s, int u1)
 
 	s->u1 = inherited.u1 = move_high(u1);
 	s->register_mode = UFFDIO_REGISTER_MODE_MISSING;
-	if (a->evict_modes & USM_EVICT_LAZYFREE)
+	if (a->evict_modes)
 		s->register_mode |= UFFDIO_REGISTER_MODE_WP;
 	inherited.marker = a->marker;
 }
@@ -265,6 +265,9 @@ static void before_fork(void)
 		disarm(s);
 		inherited.marker = 0;
 	}
+	if (s->agent && atomic_load(&s->mode) == USM_TAGGER_ARMED && sys0(SYS_getpid) == s->pid &&
+	    atomic_load(&s->agent->ops->protect_fork) == USM_PROTECT_WANTED)
+		usm_protect_fork(s);
 }
 
 static void after_fork_in_child(void)

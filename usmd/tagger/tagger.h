@@ -58,6 +58,9 @@ void usm_pin_uninherited(uint64_t addr, size_t bytes);
  * what usm_pin_uninherited() was told. */
 void usm_pin_list(struct usm_agent *a, const struct usm_tagger_state *s);
 
+/* protect.c: ops->protect_fork, in the thread that forks. */
+void usm_protect_fork(struct usm_tagger_state *s);
+
 /* patch.c */
 
 struct usm_patch {
