@@ -434,6 +434,8 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	s->attached = 1;
 	s->nonce = 0;
 	atomic_store(&p->ops->nr_swapped, atomic_load(&s->ever_swapped));
+	if (s->fork_protected)
+		atomic_store(&p->ops->protect_fork, USM_PROTECT_WANTED);
 	r = attach_say_go(p);
 	reclaim_add(p);
 	if (a->ops.attached)

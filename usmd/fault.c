@@ -304,6 +304,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			r = -ENOMEM;
 			break;
 		}
+		worker_before_wait();
 		if (reclaim_wait(c, limited ? p : NULL)) {
 			if (refusals++)
 				usleep(POLICY_REFUSAL_USEC);

@@ -226,6 +226,25 @@ static void serve(struct worker *w, const struct fault *f)
 	process_put(p);
 }
 
+void worker_before_wait(void)
+{
+	struct worker *w = self;
+
+	if (!w || w->handing_over)
+		return;
+	w->handing_over = true;
+	for (unsigned i = w->next_local; i < w->nr_local; i++) {
+		struct fault f = w->local[i];
+
+		if (is_agents(w, &f))
+			serve(w, &f);
+		else
+			queue_or_wake(w->core, &w->core->process[f.process], &f);
+	}
+	w->nr_local = w->next_local;
+	w->handing_over = false;
+}
+
 /* Serves what this thread has read, then what waits, as long as there is a token. */
 static void serve_all(struct worker *w)
 {
@@ -258,9 +277,11 @@ static void serve_all(struct worker *w)
 		for (unsigned i = 0; i < w->nr_local; i++) {
 			prefer_agent(w, i);
 			f = w->local[i];
+			w->next_local = i + 1;
 			serve(w, &f);
 			if (i == w->nr_local - 1)
 				w->nr_local = 0;
+			w->next_local = 0;
 		}
 		while (queue_pop(&f))
 			serve(w, &f);
@@ -284,7 +305,8 @@ int worker_init(struct core *c, unsigned record, struct worker *ret)
 	ret->number = record;
 	ret->record = &c->arena->h->worker[record];
 	ret->buffer = buffer;
-	ret->nr_local = 0;
+	ret->nr_local = ret->next_local = 0;
+	ret->handing_over = false;
 	ret->follow_tid = ret->nr_followed = 0;
 	ret->cpu = -1;
 	return 0;

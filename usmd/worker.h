@@ -11,6 +11,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "process.h"
@@ -30,7 +31,8 @@ struct worker {
 	unsigned number;
 	uint8_t *buffer; /* USM_OPS_BATCH pages for swap-in */
 	struct fault *local;
-	unsigned nr_local;
+	unsigned nr_local, next_local; /* those before next_local have been served */
+	bool handing_over;
 	/* Following the thread that faults (worker.c). */
 	uint32_t follow_tid;
 	unsigned nr_followed;
@@ -47,5 +49,11 @@ void worker_done(struct worker *w);
 
 /* Hands a fault on.  Any thread, any latch. */
 void worker_fault(struct process *p, const struct fault *f);
+/*
+ * The calling thread is about to wait for frames: what it has read and not served goes to
+ * others, and agents' faults, which may be what the frames wait for, are served at once.  No
+ * latch is held, and the thread's buffer is not in use.
+ */
+void worker_before_wait(void);
 /* The agent holds the gate: read p again in a moment. */
 void worker_defer(struct process *p);

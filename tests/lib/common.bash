@@ -223,12 +223,9 @@ sampler_peak_kib() {
 	awk '$1 == "rss" && $4 > peak { peak = $4 } END { print peak + 0 }' "$SAMPLES"
 }
 
-# assert_peak_within_pool [TIMES]: the pool + 5 %; no sample at all is a failure too. With TIMES 2,
-# for a program that saves itself in a forked child while it writes: what both share at the
-# fork, a pool at most, is copied by the kernel faster than usmd learns of it, and leaves again
-# within a second.
+# The pool + 5 %; no sample at all is a failure too.
 assert_peak_within_pool() {
-	local peak limit=$((POOL_MIB * 1024 * 105 / 100 * ${1:-1}))
+	local peak limit=$((POOL_MIB * 1024 * 105 / 100))
 
 	peak=$(sampler_peak_kib)
 	note "peak $((peak / 1024)) MiB of $POOL_MIB MiB"

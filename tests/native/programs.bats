@@ -24,9 +24,7 @@ program() {
 	sampler_start
 	run -0 managed "$user" 200 "$path" "$@"
 	[ "${lines[-1]}" = ok ]
-	# What forked children copy by writing to pages they share is the kernel's doing: usmd
-	# learns of it a moment later and makes room then.
-	case $path in */fork-cow | */uninherited) ;; *) assert_peak_within_pool ;; esac
+	assert_peak_within_pool
 	assert_swap_used
 	sampler_stop
 	stop_usmd
@@ -49,14 +47,13 @@ program() {
 @test "direct reads and writes, unprivileged" { program $UNPRIVILEGED auto direct-io 64 "$T/home/data"; }
 @test "direct reads and writes, eviction lazyfree" { program root lazyfree direct-io 64 "$T/home/data"; }
 
-# Without the peak: a child keeps the pages that its parent writes after the fork, and they are
-# accounted for when the next look finds them to be its own.
 torture() {
 	requires_command jq
 	start_usmd 32 "default policyOne" "eviction $2" "allow $T/bin/torture $UNPRIVILEGED"
 	sampler_start
 	run -0 managed "$1" 200 "$T/bin/torture" 8 3 8192 "$3"
 	[ "${lines[-1]}" = ok ]
+	assert_peak_within_pool
 	assert_swap_used
 	sampler_stop
 	stop_usmd
@@ -70,7 +67,7 @@ torture() {
 	requires_command jq
 	for eviction in move lazyfree; do
 		start_usmd 32 "default policyOne" "eviction $eviction"
-		kill_engine_start 0.5 8
+		kill_engine_start 0.3
 		run -0 managed root 200 "$T/bin/torture" 8 3 4096 4
 		kill_engine_stop
 		assert_killed 5

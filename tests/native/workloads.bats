@@ -31,12 +31,7 @@ work() {
 	[ "$KILLS_WANTED" -eq 0 ] || kill_engine_start
 	"work_$workload" "$user"
 	kill_engine_stop
-	# A forked child whose handshake the engine's deaths cut off is let go, with all its pages.
-	case $workload-$KILLS_WANTED in
-		redis-0) assert_peak_within_pool 2 ;;
-		redis-*) ;;
-		*) assert_peak_within_pool ;;
-	esac
+	assert_peak_within_pool
 	assert_covered
 	assert_swap_used
 	[ "$KILLS_WANTED" -eq 0 ] || assert_killed "$KILLS_WANTED"

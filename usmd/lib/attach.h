@@ -111,8 +111,8 @@ enum usm_ops_kind {
 };
 
 /*
- * Daemon: NO <-> WANTED.  Tagger, before each fork(): WANTED -> DONE, when all its private
- * anonymous pages but pins[] are write-protected.  Daemon, when nobody shares them any more and
+ * Daemon: NO <-> WANTED.  Tagger, before each fork() unless it is NO: all private anonymous
+ * pages but pins[] are write-protected; WANTED -> DONE.  Daemon, when nobody shares them any more and
  * the protection is taken off: DONE -> WANTED.
  */
 enum usm_protect_fork { USM_PROTECT_NO = 0, USM_PROTECT_WANTED = 1, USM_PROTECT_DONE = 2 };

@@ -265,8 +265,9 @@ static void before_fork(void)
 		disarm(s);
 		inherited.marker = 0;
 	}
-	if (s->agent && atomic_load(&s->mode) == USM_TAGGER_ARMED && sys0(SYS_getpid) == s->pid &&
-	    atomic_load(&s->agent->ops->protect_fork) == USM_PROTECT_WANTED)
+	/* A child that forks at once waits a moment for its agent. */
+	if (s->agent && usm_tagger_ready() && sys0(SYS_getpid) == s->pid &&
+	    atomic_load(&s->agent->ops->protect_fork) != USM_PROTECT_NO)
 		usm_protect_fork(s);
 }
 
