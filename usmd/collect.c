@@ -114,6 +114,13 @@ static void put_back(struct process *p, unsigned i, page_entry *e, const uint8_t
 	}
 }
 
+/* After a fork the protection stays for the accounting of copies (fault.c). */
+static void unprotect(struct process *p, uint64_t vpn)
+{
+	if (!p->shared->fork_protected)
+		userfault_protect(p->shared->uffd, vpn, 1, false);
+}
+
 /* A page whose content must go to a slot; stays: it is still present too (LAZY). */
 struct leaving {
 	unsigned i;
@@ -134,7 +141,7 @@ static void publish_written(struct process *p, const struct leaving *l, page_ent
 	old = atomic_exchange(&pool_frame(c, frame)->clean_slot, l->slot);
 	if (old)
 		usm_swap_unref(c->swap, old);
-	userfault_protect(p->shared->uffd, p->shared->op_vpn[l->i], 1, false);
+	unprotect(p, p->shared->op_vpn[l->i]);
 	finish(p, l->i, e, PAGE_ENTRY(PAGE_RESIDENT, frame) | PAGE_LAZY);
 }
 
@@ -185,7 +192,7 @@ static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *
 		if (l[k].stays) {
 			/* Present, and the kernel may drop it at any time: install our copy where
 			 * it did, else make the program dirty it. */
-			userfault_protect(p->shared->uffd, p->shared->op_vpn[l[k].i], 1, false);
+			unprotect(p, p->shared->op_vpn[l[k].i]);
 			if (p->evict.nr_unshare < USM_OPS_BATCH)
 				p->evict.unshare[p->evict.nr_unshare++] = p->shared->op_vpn[l[k].i];
 		}
@@ -248,7 +255,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
 	struct leaving leaving[USM_OPS_BATCH];
 	uint32_t stay[USM_OPS_BATCH];
-	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0, nr_unshare = 0;
+	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0, nr_soon = 0;
 	bool lazy = s->op_kind == USM_OPS_LAZYFREE, refused = false;
 	bool fallback = !lazy && !p->evict.no_fallback &&
 			atomic_load(&c->evict_modes) & USM_EVICT_LAZYFREE;
@@ -284,16 +291,18 @@ void operation_collect(struct reclaim *r, struct process *p)
 		stays = lazy && (res == -EBUSY || res == -EMLINK);
 		if (res != 0 && !stays) {
 			if (lazy)
-				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
+				unprotect(p, s->op_vpn[i]);
 			if (finish_page(p, i, e,
 					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
 					!lazy))
 				stay[nr_stay++] = PAGE_VALUE(v);
 			refused |= res == -EPERM;
 			nr_pinned += res == -EBUSY || res == -EINVAL;
-			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH)
+			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH) {
 				p->evict.refused[p->evict.nr_refused++] = s->op_vpn[i];
-			nr_unshare += res == -EBUSY && want_unshare(p, i);
+				nr_soon++;
+			}
+			nr_soon += res == -EBUSY && want_unshare(p, i);
 			continue;
 		}
 		if (v & (PAGE_GONE | PAGE_DISCARD) && !stays) {
@@ -307,10 +316,10 @@ void operation_collect(struct reclaim *r, struct process *p)
 		}
 		if (stays)
 			stay[nr_stay++] = PAGE_VALUE(v);
-		nr_unshare += stays && res == -EMLINK && want_unshare(p, i);
+		nr_soon += stays && res == -EMLINK && want_unshare(p, i);
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
-				userfault_protect(s->uffd, s->op_vpn[i], 1, false);
+				unprotect(p, s->op_vpn[i]);
 				finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY);
 			} else {
 				finish(p, i, e, PAGE_ENTRY(PAGE_SWAPPED, slot));
@@ -329,9 +338,9 @@ void operation_collect(struct reclaim *r, struct process *p)
 		r->exhausted_nsec = 0;
 		atomic_store(&p->nr_stayed, 0);
 	} else {
-		nr_unshare = MIN(nr_unshare, nr_stay);
-		r->nr_stayed += nr_stay - nr_unshare;
-		atomic_fetch_add(&p->nr_stayed, nr_stay - nr_unshare);
+		/* Those that are to leave in another way have not been tried yet. */
+		r->nr_stayed += nr_stay - MIN(nr_soon, nr_stay);
+		atomic_fetch_add(&p->nr_stayed, nr_stay - MIN(nr_soon, nr_stay));
 	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);

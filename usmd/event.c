@@ -451,6 +451,8 @@ static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool
 	uint32_t v;
 
 	tell_removals(p, first, n, again);
+	if (p->ops)
+		atomic_store(&p->ops->hurry, atomic_load(&p->ops->req));
 	atomic_store(&p->barrier, true);
 	while ((v = atomic_load(&p->nr_evicting)) != 0 && !atomic_load(&p->gone)) {
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);

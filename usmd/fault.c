@@ -399,8 +399,10 @@ static void publish_as(struct fill *f, unsigned i, bool content_from_slot, uint6
 	struct core *c = p->core;
 	uint32_t slot = PAGE_VALUE(atomic_load(&f->entry[i]));
 
-	if (slot && (!f->frame[i] || !content_from_slot || atomic_load(&c->swap_tight) ||
-		     usm_swap_slot_draining(c->swap, slot))) {
+	/* A LAZY page's content is in its slot, whatever else is wanted of slots. */
+	if (slot && !(flags & PAGE_LAZY) &&
+	    (!f->frame[i] || !content_from_slot || atomic_load(&c->swap_tight) ||
+	     usm_swap_slot_draining(c->swap, slot))) {
 		usm_swap_unref(c->swap, slot);
 		slot = 0;
 	}
@@ -511,14 +513,14 @@ static int claim_one(struct fill *f, struct process *p, uint64_t vpn, bool swapp
 	return claim_next(f, f->entry) ? 0 : -EAGAIN;
 }
 
-/* NONE and present: from now on it has a frame of its own.  -errno. */
-static int take_in(struct process *p, uint64_t vpn, bool wait, bool urgent)
+/* Present, and NONE or SWAPPED: from now on it has a frame of its own.  -errno. */
+static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, bool urgent)
 {
 	struct fill f;
 	int r;
 
 	process_latch(p);
-	r = claim_one(&f, p, vpn, false);
+	r = claim_one(&f, p, vpn, swapped);
 	process_unlatch(p);
 	if (r < 0)
 		return r;
@@ -527,8 +529,10 @@ static int take_in(struct process *p, uint64_t vpn, bool wait, bool urgent)
 	if (r < 0)
 		return r;
 	process_latch(p);
-	if (atomic_load(&f.entry[0]) & PAGE_GONE)
+	if (atomic_load(&f.entry[0]) & PAGE_GONE || (swapped && !f.frame[0]))
 		unclaim(&f, 0);
+	else if (swapped)
+		publish_as(&f, 0, true, PAGE_LAZY);
 	else
 		publish_present(&f, 0);
 	process_unlatch(p);
@@ -561,8 +565,8 @@ static void account_for_copy(struct process *p, const struct fault *fault, enum 
 	struct core *c = p->core;
 	bool urgent = (int32_t)fault->tid == p->shared->agent_tid;
 
-	if (state == PAGE_NONE) {
-		take_in(p, fault->vpn, true, urgent);
+	if (state == PAGE_NONE || state == PAGE_SWAPPED) {
+		take_in(p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
 		return;
 	}
 	if (state != PAGE_RESIDENT)
@@ -579,7 +583,7 @@ static void account_for_copy(struct process *p, const struct fault *fault, enum 
 		/* Not for one that has executed another program since. */
 		if (!atomic_load(&q->gone) && is_none(q, fault->vpn) &&
 		    userfault_protect(q->shared->uffd, VPN(0x10000), 1, false) != -ESRCH)
-			r = take_in(q, fault->vpn, true, urgent);
+			r = take_in(q, fault->vpn, false, true, urgent);
 		process_put(q);
 		if (r == 0)
 			return;
@@ -698,5 +702,5 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 
 int fault_adopt(struct process *p, uint64_t vpn)
 {
-	return take_in(p, vpn, false, false);
+	return take_in(p, vpn, false, false, false);
 }

@@ -210,6 +210,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 		page_entry *e = process_page(p, v[i].vpn, false);
 		uint64_t old = e ? atomic_load(e) : 0;
 
+		r->removed |= PAGE_STATE(old) == PAGE_RESIDENT && page_removed_recently(old);
 		if (k == p->evict.nr_slots || atomic_load(&p->barrier) || PAGE_STATE(old) != PAGE_RESIDENT ||
 		    PAGE_VALUE(old) != v[i].frame || page_removed_recently(old) ||
 		    bsearch(&v[i].vpn, pins, nr_pins, sizeof(*pins), compare_vpn) ||

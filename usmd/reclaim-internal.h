@@ -29,6 +29,8 @@ struct reclaim {
 	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
 	unsigned nr_posted; /* operations under way that will give frames, or lead to some */
 	bool busy;	    /* a process's events were just being applied: it may have victims */
+	bool removed;	    /* pages were passed over because a zap of them may be pending */
+	uint64_t removed_nsec; /* since when only such pages are left, 0: others are */
 	bool again;	    /* an operation has ended, and its events are just being applied */
 	struct arena_worker *record;
 

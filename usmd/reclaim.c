@@ -32,6 +32,9 @@
 #define EXHAUSTED_NSEC 100000000ull
 /* Free slots below this share (permyriad) of all: clean ones are not kept. */
 #define TIGHT_PERMYRIAD 1000
+/* How long faults wait for pages that madvise() is just giving back (janitor.c), before it counts
+ * as if nothing could leave. */
+#define REMOVED_NSEC 500000000ull
 /* A program of low priority keeps this many pages while others have any. */
 #define PRIORITY_FLOOR 256
 
@@ -364,7 +367,7 @@ static void *reclaim_main(void *arg)
 			process_put(p);
 		}
 		atomic_store(&r->kicked, false);
-		r->again = r->busy = false;
+		r->again = r->busy = r->removed = false;
 		check_operations(r);
 		check_tight(c);
 		posted = serve_now(r);
@@ -373,6 +376,14 @@ static void *reclaim_main(void *arg)
 		pthread_mutex_unlock(&r->lock);
 		posted += serve_requests(r, &demand);
 		posted += serve_watermarks(r, &demand);
+		if (posted || !r->removed) {
+			r->removed_nsec = 0;
+		} else {
+			if (!r->removed_nsec)
+				r->removed_nsec = now_nsec();
+			r->busy |= now_nsec() - r->removed_nsec < REMOVED_NSEC;
+			eventfd_write(c->janitor_fd, 1);
+		}
 		all_stayed = (int64_t)r->nr_stayed >= atomic_load(&c->nr_used);
 		if (demand && (all_stayed || (!posted && !r->nr_posted && !r->busy))) {
 			pthread_mutex_lock(&r->lock);

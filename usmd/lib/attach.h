@@ -98,9 +98,9 @@ struct usm_attach_msg {
  * LAZYFREE: all pages are write-protected by the daemon.  Copy each to the data
  *   area, then on one processor MADV_FREE and MADV_PAGEOUT by run, then look at
  *   /proc/self/pagemap: gone -> res 0, present -> -EBUSY, or -EMLINK when a
- *   fork has left it to several processes.  When ops->cancel == ops->req, the runs
- *   that are left get -ECANCELED: each makes an event, and the daemon may be waiting
- *   for this operation before it applies events.  Holds
+ *   fork has left it to several processes.  When ops->hurry == ops->req, the runs
+ *   that are left get -ECANCELED: each makes an event, and the daemon waits for this
+ *   operation before it applies events.  Holds
  *   the tagger's mapping lock (no hooked mmap, munmap, mremap runs meanwhile).
  * UNSHARE: MADV_POPULATE_WRITE of each page, result in res[].
  */
@@ -154,7 +154,8 @@ struct usm_agent_ops {
 	_Atomic uint32_t gate_waiters;
 	_Atomic uint32_t req;     /* sequence number of the newest operation */
 	_Atomic uint32_t done;    /* == req: finished, res[] and data are valid */
-	_Atomic uint32_t cancel;  /* == req: give the rest -ECANCELED */
+	_Atomic uint32_t cancel;  /* == req: MOVE gives the rest -ECANCELED */
+	_Atomic uint32_t hurry;   /* == req: LAZYFREE gives the rest -ECANCELED */
 	_Atomic uint32_t inflight; /* daemon: 1 from before it reads pins[] until done is taken */
 	_Atomic uint32_t agent_state;
 	_Atomic uint32_t nr_pins; /* slots of pins[] ever used; grows only */
@@ -169,6 +170,7 @@ struct usm_agent_ops {
 	uint32_t n;
 	uint32_t evict_modes;     /* what the daemon wants to use */
 	uint32_t agent_tid;       /* own pid namespace */
+	uint32_t reserved;
 	uint64_t usec_move, usec_copy, usec_drop; /* agent: running totals */
 	uint64_t addr[USM_OPS_BATCH];
 	_Atomic int32_t res[USM_OPS_BATCH];

@@ -178,7 +178,7 @@ static void free_pages(struct usm_agent *a, uint32_t req)
 		uint32_t from = i;
 
 		/* Each run makes an event, and the daemon keeps only so many unapplied. */
-		if (atomic_load(&a->ops->cancel) == req) {
+		if (atomic_load(&a->ops->hurry) == req) {
 			for (; i < a->n; i++)
 				set_result(a, i, -ECANCELED);
 			return;

@@ -94,7 +94,7 @@ int usm_agent_restore(struct usm_agent *a);
  * the program's side still has open.  Two passes: a hook may just be registering one. */
 void usm_agent_unregister_all(struct usm_agent *a);
 
-/* agent-lazyfree.c: LAZYFREE on a->addr[0..n), results to res[], until ops->cancel is req. */
+/* agent-lazyfree.c: LAZYFREE on a->addr[0..n), results to res[], until ops->hurry is req. */
 void usm_agent_lazyfree(struct usm_agent *a, uint32_t req);
 
 /* agent-watch.c */
