@@ -220,6 +220,13 @@ static void log_exceeded(struct process *p)
 		  p->shared->name, p->shared->pid);
 }
 
+/* Beyond the pool; when it is, some of its own frames may be free all the same. */
+static bool take_at_once(struct pool *pool, uint32_t process, uint64_t vpn, uint32_t *ret_frame)
+{
+	return pool_take_lent(pool, process, vpn, ret_frame) ||
+	       pool_take_any(pool, process, vpn, ret_frame);
+}
+
 /* What "oom" says about a page without a frame. 1: got one, 0: try again, -ENOMEM. */
 static int out_of_frames(struct process *p, struct pool *pool, uint64_t vpn, bool limited,
 			 uint32_t *ret_frame)
@@ -292,7 +299,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			if (have)
 				break;
 		}
-		if (f->urgent && pool_take_lent(pool, p->number, vpn[0], &f->frame[0])) {
+		if (f->urgent && take_at_once(pool, p->number, vpn[0], &f->frame[0])) {
 			have = 1;
 			break;
 		}
@@ -300,7 +307,7 @@ static int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool
 			/* A page that is there has to be accounted for, and others have to leave
 			 * for it; one that is to come in can wait. */
 			have = type == USM_EVENT_ADOPT && atomic_load(&c->evict_modes) &&
-			       pool_take_lent(pool, p->number, vpn[0], &f->frame[0]);
+			       take_at_once(pool, p->number, vpn[0], &f->frame[0]);
 			r = -ENOMEM;
 			break;
 		}

@@ -14,6 +14,8 @@
 
 /* Frames looked at for clean slots when slots are short. */
 #define CLEAN_SCAN 8192u
+/* Each unshared page is one more than the pool has, until it has left. */
+#define UNSHARE_BATCH 64u
 
 static int compare_vpn(const void *a, const void *b)
 {
@@ -282,14 +284,15 @@ void operation_post_again(struct reclaim *r, struct process *p)
 
 void operation_post_unshare(struct reclaim *r, struct process *p)
 {
-	unsigned n = p->evict.nr_unshare;
+	unsigned n = MIN(p->evict.nr_unshare, UNSHARE_BATCH);
 
 	/* Behind a barrier, messages that were told are recognised by the last operation's pages
 	 * (event.c): no other one is recorded before they are applied. */
 	if (!process_try_latch(p))
 		return; /* the next time */
 	memcpy(p->shared->op_vpn, p->evict.unshare, n * sizeof(uint64_t));
-	p->evict.nr_unshare = 0;
+	p->evict.nr_unshare -= n;
+	memmove(p->evict.unshare, p->evict.unshare + n, p->evict.nr_unshare * sizeof(uint64_t));
 	post(r, p, USM_OPS_UNSHARE, n);
 	process_unlatch_reclaim(p);
 	operation_send(p);

@@ -47,6 +47,8 @@ program() {
 @test "direct reads and writes, unprivileged" { program $UNPRIVILEGED auto direct-io 64 "$T/home/data"; }
 @test "direct reads and writes, eviction lazyfree" { program root lazyfree direct-io 64 "$T/home/data"; }
 
+# Without the peak: what a parent unmaps, and its child still has, is accounted for when the next
+# look finds it to be the child's own.
 torture() {
 	requires_command jq
 	start_usmd 32 "default policyOne" "eviction $2" "allow $T/bin/torture $UNPRIVILEGED"
