@@ -239,6 +239,12 @@ static void end_operation(struct process *p)
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
+static void drop_slot(struct core *c, uint32_t slot)
+{
+	if (slot)
+		usm_swap_unref(c->swap, slot);
+}
+
 /* False: it was unshared a moment ago, and something else keeps it. */
 static bool want_unshare(struct process *p, unsigned i)
 {
@@ -275,15 +281,21 @@ void operation_collect(struct reclaim *r, struct process *p)
 		const uint8_t *page = data + (size_t)i * USM_PAGE_SIZE;
 		int32_t res = atomic_load(&p->ops->res[i]);
 		uint64_t v = e ? atomic_load(e) : 0;
+		_Atomic uint32_t *clean;
 		uint32_t slot;
-		bool stays;
+		bool stays, owned;
 
 		r->entry[i] = e;
 		if (PAGE_STATE(v) != PAGE_EVICTING)
 			continue;
-		slot = atomic_load(&pool_frame(c, PAGE_VALUE(v))->clean_slot);
+		/* Who drops clean slots may have looked at this page before it was claimed: so the
+		 * reference is taken first.  Not a LAZY page's, which is all that it has. */
+		clean = &pool_frame(c, PAGE_VALUE(v))->clean_slot;
+		owned = !(v & PAGE_LAZY);
+		slot = owned ? atomic_exchange(clean, 0) : atomic_load(clean);
 		if (res == -ENOENT) {
 			/* The kernel had dropped it already (LAZY), or the program did. */
+			drop_slot(c, owned ? slot : 0);
 			finish_page(p, i, e, v & PAGE_LAZY && slot ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0,
 				    false);
 			continue;
@@ -292,6 +304,8 @@ void operation_collect(struct reclaim *r, struct process *p)
 		if (res != 0 && !stays) {
 			if (lazy)
 				unprotect(p, s->op_vpn[i]);
+			if (owned)
+				atomic_store(clean, slot);
 			if (finish_page(p, i, e,
 					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
 					!lazy))
@@ -306,10 +320,12 @@ void operation_collect(struct reclaim *r, struct process *p)
 			continue;
 		}
 		if (v & (PAGE_GONE | PAGE_DISCARD) && !stays) {
+			drop_slot(c, owned ? slot : 0);
 			finish(p, i, e, 0);
 			continue;
 		}
 		if (!stays && is_zero(page)) {
+			drop_slot(c, owned ? slot : 0);
 			finish(p, i, e, 0);
 			evicted++;
 			continue;
@@ -319,6 +335,8 @@ void operation_collect(struct reclaim *r, struct process *p)
 		nr_soon += stays && res == -EMLINK && want_unshare(p, i);
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
+				if (owned)
+					atomic_store(clean, slot);
 				unprotect(p, s->op_vpn[i]);
 				finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY);
 			} else {
@@ -327,6 +345,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			}
 			continue;
 		}
+		drop_slot(c, owned ? slot : 0);
 		leaving[nr_leaving++] = (struct leaving){.i = i, .stays = stays};
 	}
 	if (nr_leaving)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "event.h"
+#include "family.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "pool.h"
@@ -173,6 +174,7 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 {
 	struct process *p = a->p;
 
+	family_hand_over(p, VPN(start), VPN(end + USM_PAGE_SIZE - 1));
 	page_visit(p->core->arena, p->number, VPN(start), VPN(end + USM_PAGE_SIZE - 1), drop_page,
 		   a);
 	if (a->remove) {

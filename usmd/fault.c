@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "event.h"
+#include "family.h"
 #include "fault.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
@@ -569,7 +570,7 @@ static bool is_none(struct process *p, uint64_t vpn)
  */
 static void account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
 {
-	struct core *c = p->core;
+	struct process *q;
 	bool urgent = (int32_t)fault->tid == p->shared->agent_tid;
 
 	if (state == PAGE_NONE || state == PAGE_SWAPPED) {
@@ -578,15 +579,9 @@ static void account_for_copy(struct process *p, const struct fault *fault, enum 
 	}
 	if (state != PAGE_RESIDENT)
 		return;
-	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
-		struct process *q = &c->process[i];
+	for (uint32_t i = 0; (q = family_next(p, &i));) {
 		int r = -ENOENT;
 
-		if (q->shared->family != p->shared->family || q == p || !q->shared->fork_protected)
-			continue;
-		q = process_get(c, i, q->generation);
-		if (!q)
-			continue;
 		/* Not for one that has executed another program since. */
 		if (!atomic_load(&q->gone) && is_none(q, fault->vpn) &&
 		    userfault_protect(q->shared->uffd, VPN(0x10000), 1, false) != -ESRCH)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "event.h"
+#include "family.h"
 #include "fault.h"
 #include "janitor.h"
 #include "lib/cleanup.h"
@@ -475,6 +476,7 @@ static void tear_down(struct core *c, struct process *p)
 		usleep(100);
 	while (!process_try_latch_exclusive(p))
 		usleep(100);
+	family_hand_over(p, 0, VPN_MAX);
 	page_visit(c->arena, p->number, 0, VPN_MAX, drop_all, p);
 	page_table_free(c->arena, p->number);
 	p->ops = NULL;

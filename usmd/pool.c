@@ -186,8 +186,10 @@ void pool_moved(struct core *c, uint32_t frame, uint32_t process, uint64_t vpn)
 	struct pool *pool = pool_of_frame(c, frame);
 
 	atomic_store(&pool_frame(c, frame)->owner, ARENA_OWNER(process, vpn));
-	if (!pool_is_lent(pool, frame))
-		pool->pages[frame - pool->first].virtualAddress = vpn << 12;
+	if (pool_is_lent(pool, frame))
+		return;
+	pool->pages[frame - pool->first].virtualAddress = vpn << 12;
+	pool->pages[frame - pool->first].process = (int)process;
 }
 
 unsigned pool_victims(struct pool *pool, uint32_t *frames, unsigned max)

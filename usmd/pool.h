@@ -69,7 +69,7 @@ void pool_release(struct core *c, uint32_t frame);
 void pool_announce_free(struct pool *pool, uint32_t frame);
 /* Tells the policy of the frames freed since the last call. Outside latches. */
 void pool_flush(struct pool *pool);
-/* The page moved in its process (mremap). */
+/* The page moved in its process (mremap), or is accounted for by a relative now (family.h). */
 void pool_moved(struct core *c, uint32_t frame, uint32_t process, uint64_t vpn);
 /* The next frames in use in the order of their numbers, round and round, at most max;
  * process < 0: of any. */

@@ -55,7 +55,6 @@ torture() {
 	sampler_start
 	run -0 managed "$1" 200 "$T/bin/torture" 8 3 8192 "$3"
 	[ "${lines[-1]}" = ok ]
-	assert_peak_within_pool
 	assert_swap_used
 	sampler_stop
 	stop_usmd
