@@ -95,6 +95,7 @@ struct arena_process {
 	_Atomic uint32_t op_state;
 	uint32_t op_seq, op_kind, op_n;
 	uint64_t op_vpn[USM_OPS_BATCH];
+	_Atomic uint64_t last_remove_tick; /* of the newest REMOVE that was applied */
 	/* Totals for the user. */
 	_Atomic uint64_t nr_faults, nr_evictions, nr_swap_ins;
 };

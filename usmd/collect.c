@@ -107,7 +107,8 @@ static void put_back(struct process *p, unsigned i, page_entry *e, const uint8_t
 			return;
 		}
 		if (atomic_load(&p->gone)) {
-			finish(p, i, e, 0);
+			/* If it lives on, without its agent, this page ends it. */
+			finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
 			return;
 		}
 		usleep(PUT_BACK_USEC);
@@ -406,12 +407,16 @@ bool operation_collectable(struct process *p)
 
 void operation_give_up(struct reclaim *r, struct process *p)
 {
+	/* A child that it has forked, and that is not made yet, needs what had left. */
+	if (atomic_load(&p->shared->op_state) != OP_IDLE && (p->held || atomic_load(&p->barrier)) &&
+	    p->ops && atomic_load(&p->ops->done) == p->shared->op_seq)
+		operation_collect(r, p);
 	if (atomic_load(&p->shared->op_state) != OP_IDLE) {
 		for (unsigned i = 0; p->shared->op_kind != USM_OPS_UNSHARE && i < p->shared->op_n; i++) {
 			page_entry *e = process_page(p, p->shared->op_vpn[i], false);
 
 			if (e && PAGE_STATE(atomic_load(e)) == PAGE_EVICTING)
-				finish(p, i, e, 0);
+				finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
 		}
 		end_operation(p);
 	}

@@ -179,7 +179,7 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 		   a);
 	if (a->remove) {
 		atomic_store_explicit(&p->has_removed, true, memory_order_relaxed);
-		atomic_store(&p->last_remove_tick, now_tick());
+		atomic_store(&p->shared->last_remove_tick, now_tick());
 		return;
 	}
 	atomic_store_explicit(&p->maps_changed, true, memory_order_relaxed);
@@ -275,6 +275,12 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 		if (v & PAGE_LAZY)
 			slot = atomic_load(&pool_frame(a->p->core, PAGE_VALUE(v))->clean_slot);
 		break;
+	case PAGE_EVICTING:
+		/* Only if the parent has ended with its agent in the middle of it: whether the page
+		 * is in the child, or was on its way and is lost, nobody knows. */
+		if (v & (PAGE_GONE | PAGE_DISCARD))
+			break;
+		/* fall through */
 	case PAGE_LOST:
 		c = process_page(a->child, vpn, true);
 		if (!c)
@@ -441,6 +447,13 @@ static unsigned read_on(struct process *p, unsigned n, bool again)
 	return n;
 }
 
+/* The program has ended in the middle of an operation, with its agent. */
+static bool is_beyond_collection(struct process *p)
+{
+	return atomic_load(&p->gone) &&
+	       !(p->ops && atomic_load(&p->ops->done) == p->shared->op_seq);
+}
+
 /*
  * Waits until no page of p is on its way out.  An agent in the middle of MADV_FREE
  * waits for its own event to be read, so what comes meanwhile is read on into the
@@ -456,7 +469,7 @@ static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool
 	if (p->ops)
 		atomic_store(&p->ops->hurry, atomic_load(&p->ops->req));
 	atomic_store(&p->barrier, true);
-	while ((v = atomic_load(&p->nr_evicting)) != 0 && !atomic_load(&p->gone)) {
+	while ((v = atomic_load(&p->nr_evicting)) != 0 && !is_beyond_collection(p)) {
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
 		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
 			/* Nobody takes an operation's results before its pages were told. */

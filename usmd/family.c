@@ -60,7 +60,7 @@ static bool hand_over_page(struct process *p, page_entry *e, struct process *q, 
 	if (!to || atomic_load(to))
 		return false;
 	/* As in publish_present() (fault.c). */
-	if (now - atomic_load(&q->last_remove_tick) < PAGE_REMOVE_TICKS) {
+	if (now - atomic_load(&q->shared->last_remove_tick) < PAGE_REMOVE_TICKS) {
 		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
 		atomic_store(&q->has_removed, true);
 	}

@@ -437,7 +437,7 @@ static void publish_present(struct fill *f, unsigned i)
 	struct process *p = f->p;
 	uint64_t now = now_tick(), flags = 0;
 
-	if (now - atomic_load(&p->last_remove_tick) < PAGE_REMOVE_TICKS) {
+	if (now - atomic_load(&p->shared->last_remove_tick) < PAGE_REMOVE_TICKS) {
 		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
 		atomic_store(&p->has_removed, true);
 	}

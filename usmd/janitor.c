@@ -474,6 +474,11 @@ static void tear_down(struct core *c, struct process *p)
 	reclaim_forget(p);
 	while (atomic_load(&p->users))
 		usleep(100);
+	if (p->held) {
+		/* Nobody else will, and a child may be waiting in its journal. */
+		p->held = false;
+		event_resume(p);
+	}
 	while (!process_try_latch_exclusive(p))
 		usleep(100);
 	family_hand_over(p, 0, VPN_MAX);

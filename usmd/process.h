@@ -58,7 +58,6 @@ struct process {
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
 	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */
 	_Atomic bool has_removed;     /* pages were announced as removed since the last look */
-	_Atomic uint64_t last_remove_tick; /* of the newest REMOVE that was applied */
 	_Atomic bool maps_changed;    /* unmapped or moved something since the last scan */
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */

@@ -160,8 +160,6 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 			slot = pool_frame(s->c, PAGE_VALUE(v))->clean_slot;
 		if (slot)
 			v = PAGE_ENTRY(PAGE_SWAPPED, slot);
-		else if (v & PAGE_REMOVED)
-			v = PAGE_WITH_STAMP(v, now_tick()); /* as if it were announced now */
 		break;
 	case PAGE_EVICTING:
 		if (in_operation(p, vpn)) {
@@ -226,7 +224,6 @@ static int recover_process(struct core *c, uint32_t number)
 		p->shared->op_state = OP_IDLE;
 	if (p->ops && p->shared->op_state == OP_IDLE)
 		atomic_store(&p->ops->inflight, 0);
-	atomic_store(&p->last_remove_tick, now_tick()); /* for all we know */
 	event_hold(p);
 	p->held = true;
 	residents.p = p;

@@ -180,7 +180,7 @@ work_make() {
 			managed "$user" 400 make -C "$dir" -j4 CFLAGS="-O3 -g" >"$T/make-$build.log" 2>&1
 		fi || { tail -n 30 "$T/make-$build.log"; return 1; }
 		# Objects, not only what is linked from them; both were built at the same path.
-		(cd "$dir/build" && find . -name '*.o' -o -name '*.so' -o -name usmd -o -name usmctl |
+		(cd "$dir/build" && find . -type f '(' -name '*.o' -o -name '*.so' -o -name usmd -o -name usmctl ')' |
 			LC_ALL=C sort | xargs sha256sum) > "$T/built-$build"
 		[ $build = managed ] || rm -rf "${dir:?}"/*
 	done
