@@ -429,8 +429,15 @@ static void pass_fault(struct process *p, const struct uffd_msg *m, uint64_t tim
 static unsigned read_on(struct process *p, unsigned n, bool again)
 {
 	struct uffd_msg *j = p->shared->journal;
-	ssize_t k = read_messages(p, &j[n], ARENA_JOURNAL - n);
 	unsigned from = n;
+	ssize_t k;
+
+	/* What is read lets its thread go on: no page of what it changes may be on its way. */
+	if (!gate_enter(p))
+		return n; /* the next time */
+	k = read_messages(p, &j[n], ARENA_JOURNAL - n);
+	cancel_operation(p);
+	gate_leave(p);
 
 	for (unsigned i = n; k > 0 && i < from + (unsigned)k; i++) {
 		if (j[i].event == UFFD_EVENT_PAGEFAULT) {

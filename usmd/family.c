@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "family.h"
 #include "lib/cleanup.h"
+#include "mechanism-userfault.h"
 #include "pool.h"
 
 /* Documentation/admin-guide/mm/pagemap.rst */
@@ -56,20 +58,27 @@ static bool hand_over_page(struct process *p, page_entry *e, struct process *q, 
 	uint32_t frame = PAGE_VALUE(atomic_load(e));
 	page_entry *to = process_page(q, vpn, true);
 	uint64_t none = 0, flags = 0, now = now_tick();
+	unsigned done;
+	int r;
 
-	if (!to || atomic_load(to))
+	if (!to || !atomic_compare_exchange_strong(to, &none, PAGE_ENTRY(PAGE_FILLING, 0)))
 		return false;
+	/* Registered and present at this moment?  As in take_in() (fault.c). */
+	r = userfault_copy(q->shared->uffd, vpn, p->core->zeros, 1, &done);
+	if (r != 0 && r != -EEXIST) {
+		atomic_store(to, 0);
+		userfault_wake(q->shared->uffd, vpn, 1);
+		return false;
+	}
 	/* As in publish_present() (fault.c). */
 	if (now - atomic_load(&q->shared->last_remove_tick) < PAGE_REMOVE_TICKS) {
 		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
 		atomic_store(&q->has_removed, true);
 	}
 	pool_moved(p->core, frame, q->number, vpn);
-	if (!atomic_compare_exchange_strong(to, &none, PAGE_ENTRY(PAGE_RESIDENT, frame) | flags)) {
-		pool_moved(p->core, frame, p->number, vpn);
-		return false;
-	}
 	atomic_store(e, 0);
+	atomic_store(to, PAGE_ENTRY(PAGE_RESIDENT, frame) | flags);
+	userfault_wake(q->shared->uffd, vpn, 1);
 	atomic_fetch_add(&q->nr_resident, 1);
 	atomic_fetch_sub(&p->nr_resident, 1);
 	return true;

@@ -536,13 +536,18 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 	r = fill_frames(&f, USM_EVENT_ADOPT, wait, false);
 	if (r < 0)
 		return r;
+	/*
+	 * What said that it is present may be out of date, and the address another mapping's by now,
+	 * not registered yet: a page of that must not leave, as nobody would be told of its fault.
+	 * An attempt to install says whether it is registered and present.
+	 */
+	if (!swapped)
+		return fill_install(&f, NULL);
 	process_latch(p);
-	if (atomic_load(&f.entry[0]) & PAGE_GONE || (swapped && !f.frame[0]))
+	if (atomic_load(&f.entry[0]) & PAGE_GONE || !f.frame[0])
 		unclaim(&f, 0);
-	else if (swapped)
-		publish_as(&f, 0, true, PAGE_LAZY);
 	else
-		publish_present(&f, 0);
+		publish_as(&f, 0, true, PAGE_LAZY);
 	process_unlatch(p);
 	/* A fault that met our claim was not served by anybody. */
 	wake(p, vpn);

@@ -31,9 +31,14 @@
 	do { \
 		uint64_t is_ = *(volatile uint64_t *)(p), should_ = (expected); \
 		if (is_ != should_) { \
-			fprintf(stderr, "%s:%d: process %d: %p holds %#lx, expected %#lx\n", \
+			const uint64_t *page_ = (uint64_t *)((uintptr_t)(p) & ~(PAGE - 1)); \
+			fprintf(stderr, "%s:%d: process %d: %p holds %#lx, expected %#lx; its page: " \
+				"%#lx %#lx %#lx ... %#lx, now %#lx\n", \
 				__FILE__, __LINE__, (int)getpid(), (void *)(p), \
-				(unsigned long)is_, (unsigned long)should_); \
+				(unsigned long)is_, (unsigned long)should_, \
+				(unsigned long)page_[0], (unsigned long)page_[8], \
+				(unsigned long)page_[16], (unsigned long)page_[PAGE / 8 - 1], \
+				(unsigned long)*(volatile uint64_t *)(p)); \
 			_exit(1); \
 		} \
 	} while (0)

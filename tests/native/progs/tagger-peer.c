@@ -487,9 +487,15 @@ static bool read_event(struct proc *p)
 		};
 
 		p->faults[p->nr_faults++] = f;
-	} else if (got && p->paused) {
+	} else if (got && p->ops) {
+		/* What is left of the operation may name pages of another mapping from now on. */
+		atomic_store(&p->ops->cancel, atomic_load(&p->ops->req));
+	}
+	if (!got || m.event == UFFD_EVENT_PAGEFAULT) {
+		/* nothing to apply */
+	} else if (p->paused) {
 		p->later[p->nr_later++] = m;
-	} else if (got) {
+	} else {
 		apply_event(p, &m);
 	}
 	gate_leave(p);
