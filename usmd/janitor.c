@@ -45,10 +45,6 @@
 #define PAGEMAP_SWAPPED	  (1ull << 62)
 #define PAGEMAP_FILE	  (1ull << 61)
 #define PAGEMAP_EXCLUSIVE (1ull << 56)
-#define PAGEMAP_PFN	  ((1ull << 55) - 1)
-/* Documentation/admin-guide/mm/pagemap.rst */
-#define KPF_ANON       (1ull << 12)
-#define KPF_SWAPBACKED (1ull << 14)
 
 static struct {
 	pthread_t thread;
@@ -210,20 +206,6 @@ static int note_removed(void *userdata, uint64_t vpn, page_entry *e)
 	return list->n == LEAF_PAGES;
 }
 
-/* MADV_FREE has been carried out on this present page: the kernel may drop it.  False also if
- * that cannot be seen. */
-static bool was_freed(uint64_t pagemap)
-{
-	static int fd = -1;
-	uint64_t flags, pfn = pagemap & PAGEMAP_PFN;
-
-	if (fd < 0)
-		fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
-	if (!pfn || pread(fd, &flags, sizeof(flags), (off_t)(pfn * sizeof(flags))) != sizeof(flags))
-		return false;
-	return (flags & (KPF_ANON | KPF_SWAPBACKED)) == KPF_ANON;
-}
-
 /*
  * n consecutive pages: those that are absent now are nobody's, and their frames are free.
  * Returns how many are present and may still be zapped.
@@ -260,7 +242,7 @@ static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsign
 			atomic_store(e, 0);
 			atomic_fetch_sub(&p->nr_resident, 1);
 			pool_release(c, PAGE_VALUE(old[i]));
-		} else if (page_removed_recently(old[i]) && !(known && was_freed(map[i]))) {
+		} else if (page_removed_recently(old[i])) {
 			atomic_store(e, old[i]);
 			left++;
 		} else {

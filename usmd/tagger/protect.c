@@ -20,6 +20,8 @@
 
 struct protect {
 	int u1;
+	uint32_t register_mode;
+	uint64_t staging, trash;
 	struct usm_agent_ops *ops;
 	uint64_t *pins; /* sorted page addresses */
 	uint32_t nr_pins;
@@ -48,15 +50,24 @@ static void protect(struct protect *p, uint64_t start, uint64_t end, bool on)
 	}
 }
 
-/* Registered by us, and not by a userfaultfd of the program's own: the kernel would protect that
- * one's pages too.  What is ours already stays registered as it is. */
+/*
+ * Registered by us, and not by a userfaultfd of the program's own: the kernel would protect that
+ * one's pages too.  What is ours already stays registered as it is; what is so fresh that nobody
+ * has registered it yet is registered in full: with write faults alone its pages could leave, and
+ * the kernel would fill them with zeros.
+ */
 static bool is_ours(const struct protect *p, uint64_t start, uint64_t end)
 {
+	uint64_t batch = USM_OPS_BATCH * USM_PAGE_SIZE;
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = end - start },
-		.mode = UFFDIO_REGISTER_MODE_WP,
+		.mode = p->register_mode,
 	};
 
+	/* These are registered for write faults only, and no child gets them. */
+	if ((start < p->staging + batch && end > p->staging) ||
+	    (start < p->trash + batch && end > p->trash))
+		return false;
 	return sys3(SYS_ioctl, p->u1, UFFDIO_REGISTER, &reg) == 0;
 }
 
@@ -85,7 +96,13 @@ static void protect_range(void *userdata, uint64_t start, uint64_t end, bool pri
 
 void usm_protect_fork(struct usm_tagger_state *s)
 {
-	struct protect p = { .u1 = s->u1, .ops = s->agent->ops };
+	struct protect p = {
+		.u1 = s->u1,
+		.register_mode = s->register_mode,
+		.staging = s->agent->staging,
+		.trash = s->agent->trash,
+		.ops = s->agent->ops,
+	};
 	uint32_t nr = atomic_load(&p.ops->nr_pins), now;
 	uint64_t bytes = (USM_OPS_PINS * sizeof(uint64_t) + 8191) & ~4095ul;
 	long r = sys_mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
