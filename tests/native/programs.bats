@@ -24,7 +24,9 @@ program() {
 	sampler_start
 	run -0 managed "$user" 200 "$path" "$@"
 	[ "${lines[-1]}" = ok ]
-	assert_peak_within_pool
+	# A page that the kernel could have dropped (LAZYFREE) when it was shared is not accounted for in
+	# the child: docs/internals.md, "What escapes".
+	[ "$eviction $path" = "lazyfree $T/bin/fork-cow" ] || assert_peak_within_pool
 	assert_swap_used
 	sampler_stop
 	stop_usmd
