@@ -57,7 +57,7 @@ static bool hand_over_page(struct process *p, page_entry *e, struct process *q, 
 {
 	uint32_t frame = PAGE_VALUE(atomic_load(e));
 	page_entry *to = process_page(q, vpn, true);
-	uint64_t none = 0, flags = 0, now = now_tick();
+	uint64_t none = 0;
 	unsigned done;
 	int r;
 
@@ -70,14 +70,9 @@ static bool hand_over_page(struct process *p, page_entry *e, struct process *q, 
 		userfault_wake(q->shared->uffd, vpn, 1);
 		return false;
 	}
-	/* As in publish_present() (fault.c). */
-	if (now - atomic_load(&q->shared->last_remove_tick) < PAGE_REMOVE_TICKS) {
-		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
-		atomic_store(&q->has_removed, true);
-	}
 	pool_moved(p->core, frame, q->number, vpn);
 	atomic_store(e, 0);
-	atomic_store(to, PAGE_ENTRY(PAGE_RESIDENT, frame) | flags);
+	atomic_store(to, PAGE_ENTRY(PAGE_RESIDENT, frame) | process_present_flags(q));
 	userfault_wake(q->shared->uffd, vpn, 1);
 	atomic_fetch_add(&q->nr_resident, 1);
 	atomic_fetch_sub(&p->nr_resident, 1);

@@ -434,14 +434,7 @@ static void publish(struct fill *f, unsigned i)
  */
 static void publish_present(struct fill *f, unsigned i)
 {
-	struct process *p = f->p;
-	uint64_t now = now_tick(), flags = 0;
-
-	if (now - atomic_load(&p->shared->last_remove_tick) < PAGE_REMOVE_TICKS) {
-		flags = PAGE_WITH_STAMP(PAGE_REMOVED, now);
-		atomic_store(&p->has_removed, true);
-	}
-	publish_as(f, i, false, flags);
+	publish_as(f, i, false, process_present_flags(f->p));
 }
 
 /*
@@ -541,8 +534,10 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 	 * not registered yet: a page of that must not leave, as nobody would be told of its fault.
 	 * An attempt to install says whether it is registered and present.
 	 */
-	if (!swapped)
-		return fill_install(&f, NULL);
+	if (!swapped) {
+		r = fill_install(&f, NULL);
+		return r < 0 || f.n ? r : -ENOENT;
+	}
 	process_latch(p);
 	if (atomic_load(&f.entry[0]) & PAGE_GONE || !f.frame[0])
 		unclaim(&f, 0);

@@ -132,6 +132,16 @@ void process_put(struct process *p)
 	atomic_fetch_sub(&p->users, 1);
 }
 
+uint64_t process_present_flags(struct process *p)
+{
+	uint64_t now = now_tick();
+
+	if (now - atomic_load(&p->shared->last_remove_tick) >= PAGE_REMOVE_TICKS)
+		return 0;
+	atomic_store(&p->has_removed, true);
+	return PAGE_WITH_STAMP(PAGE_REMOVED, now);
+}
+
 void process_gone(struct process *p)
 {
 	if (!atomic_exchange(&p->gone, true))

@@ -121,6 +121,9 @@ int process_publish(struct process *p);
 /* A reference for as long as a thread works with it; NULL if it is not that process any more. */
 struct process *process_get(struct core *c, uint32_t number, uint32_t generation);
 void process_put(struct process *p);
+/* The flags with which a page that was present before we came becomes RESIDENT: REMOVED, if the
+ * kernel may be about to zap it.  Under the latch. */
+uint64_t process_present_flags(struct process *p);
 /* Marks it as gone and wakes the janitor, which tears it down.  Any thread, any number of times. */
 void process_gone(struct process *p);
 /* Kills the program because loss cannot be avoided; one journal entry with the reason. */
