@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #include "attach.h"
-#include "janitor.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -25,6 +24,7 @@
 #include "pool.h"
 #include "process.h"
 #include "reclaim.h"
+#include "scan.h"
 #include "smaps.h"
 
 #define CONNECTIONS_MAX 256
@@ -357,7 +357,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	if (r >= 0)
 		r = userfault_register(u1, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
 	if (r >= 0)
-		r = janitor_scan(c, p);
+		r = scan_mappings(c, p);
 	if (r >= 0)
 		r = look_for_uninherited(s);
 	if (r < 0) {

@@ -7,10 +7,8 @@
 #include "family.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
+#include "pagemap.h"
 #include "pool.h"
-
-/* Documentation/admin-guide/mm/pagemap.rst */
-#define PAGEMAP_PRESENT (1ull << 63)
 
 struct process *family_next(struct process *p, uint32_t *i)
 {

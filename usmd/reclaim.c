@@ -32,7 +32,7 @@
 #define EXHAUSTED_NSEC 100000000ull
 /* Free slots below this share (permyriad) of all: clean ones are not kept. */
 #define TIGHT_PERMYRIAD 1000
-/* How long faults wait for pages that madvise() is just giving back (janitor.c), before it counts
+/* How long faults wait for pages that madvise() is just giving back (scan.c), before it counts
  * as if nothing could leave. */
 #define REMOVED_NSEC 500000000ull
 /* A program of low priority keeps this many pages while others have any. */
