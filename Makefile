@@ -9,6 +9,7 @@
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
+# VARIANT=NAME     below build/NAME, with CPPFLAGS=-D... (tests have builds of their own)
 # V=1              show the commands
 
 VERSION := 0.1.0
@@ -26,7 +27,7 @@ SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
 SYSTEMDDIR ?= $(PREFIX)/lib/systemd
 POLICYDIR  := $(LIBDIR)/usmd/policies
 
-BUILD := build$(if $(SANITIZE),/sanitize)
+BUILD := build$(if $(SANITIZE),/sanitize)$(if $(VARIANT),/$(VARIANT))
 PKGS  := libsystemd json-c libcap liburing libxxhash
 Q     := $(if $(V),,@)
 
@@ -152,6 +153,7 @@ check: all unit progs
 test:
 	@tests/lib/deps.sh build demo test
 	@$(MAKE) --no-print-directory all unit progs
+	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
 	@tests/lib/run.sh all
 
 test-vm:

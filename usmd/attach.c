@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "attach.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -329,6 +330,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 		return refuse(conn, "usmd manages as many processes as it can");
 	atomic_store(&p->claimed, true);
 	s = p->shared;
+	KILL_POINT("attach-begun");
 	memcpy(s->name, conn->info.name, sizeof(s->name));
 	memcpy(s->argv0, conn->info.argv0, sizeof(s->argv0));
 	memcpy(s->policy, conn->info.policy, sizeof(s->policy));
@@ -352,12 +354,14 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	}
 	if (r >= 0)
 		r = process_publish(p);
+	KILL_POINT("attach-published");
 	if (r >= 0)
 		r = take_areas(c, p, m, u2);
 	if (r >= 0)
 		r = userfault_register(u1, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
 	if (r >= 0)
 		r = scan_mappings(c, p);
+	KILL_POINT("attach-registered");
 	if (r >= 0)
 		r = look_for_uninherited(s);
 	if (r < 0) {
@@ -377,7 +381,9 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	s->pidfd = conn->pidfd;
 	s->sock = conn->fd;
 	conn->pidfd = conn->fd = -1;
+	KILL_POINT("attach-recorded");
 	s->attached = 1;
+	KILL_POINT("attach-attached");
 	log_event(LOG_INFO,
 		  &((struct usm_log_fields){.event = "attach",
 					    .message_id = USM_MSG_ATTACH,
@@ -412,6 +418,7 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	s->identity = conn->identity;
 	s->opsfd = conn->opsfd;
 	conn->opsfd = -1;
+	KILL_POINT("attach-child-begun");
 	r = process_map_ops(p);
 	if (r >= 0)
 		r = take_areas(c, p, m, u2);
@@ -431,8 +438,10 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	s->pidfd = conn->pidfd;
 	s->sock = conn->fd;
 	conn->pidfd = conn->fd = -1;
+	KILL_POINT("attach-child-recorded");
 	s->attached = 1;
 	s->nonce = 0;
+	KILL_POINT("attach-child-attached");
 	atomic_store(&p->ops->nr_swapped, atomic_load(&s->ever_swapped));
 	if (s->fork_protected)
 		atomic_store(&p->ops->protect_fork, USM_PROTECT_WANTED);

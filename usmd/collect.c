@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -50,6 +51,7 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 					      now_tick());
 	} while (!atomic_compare_exchange_weak(e, &v, new));
 
+	KILL_POINT("collect-published");
 	if (slot && new != to) {
 		atomic_fetch_sub(&p->nr_swapped, 1);
 		usm_swap_unref(c->swap, slot);
@@ -60,6 +62,7 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 		atomic_fetch_sub(&p->nr_resident, 1);
 		pool_release(c, frame);
 	}
+	KILL_POINT("collect-released");
 	if (v & PAGE_WANTED || PAGE_STATE(new) == PAGE_RESIDENT)
 		userfault_wake(p->shared->uffd, p->shared->op_vpn[i], 1);
 	return new;
@@ -172,6 +175,7 @@ static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *
 				.buf = data + (size_t)l[k].i * USM_PAGE_SIZE,
 			};
 		usm_swap_write(c->swap, io, got);
+		KILL_POINT("collect-written");
 		for (unsigned k = 0; k < n; k++) {
 			if (k < got && io[k].result >= 0) {
 				l[k].slot = slots[k];
@@ -235,7 +239,9 @@ static void end_operation(struct process *p)
 	p->evict.unshared = false;
 	operation_return_slots(p, 0);
 	atomic_store(&p->ops->inflight, 0);
+	KILL_POINT("collect-ending");
 	atomic_store(&p->shared->op_state, OP_IDLE);
+	KILL_POINT("collect-ended");
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
@@ -269,6 +275,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	struct pool *pool = atomic_load(&p->pool);
 
 	atomic_store(&s->op_state, OP_COLLECT);
+	KILL_POINT("collect-begun");
 	if (s->op_kind == USM_OPS_UNSHARE) {
 		p->evict.nr_again = 0;
 		for (unsigned i = 0; i < s->op_n; i++)
@@ -294,6 +301,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 		clean = &pool_frame(c, PAGE_VALUE(v))->clean_slot;
 		owned = !(v & PAGE_LAZY);
 		slot = owned ? atomic_exchange(clean, 0) : atomic_load(clean);
+		KILL_POINT("collect-taken");
 		if (res == -ENOENT) {
 			/* The kernel had dropped it already (LAZY), or the program did. */
 			drop_slot(c, owned ? slot : 0);

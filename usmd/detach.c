@@ -11,6 +11,7 @@
 #include "event.h"
 #include "family.h"
 #include "fault.h"
+#include "kill-point.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
 #include "pool.h"
@@ -87,6 +88,7 @@ void detach_dead(struct core *c, struct process *p)
 		  (unsigned long long)s->nr_evictions, (unsigned long long)s->nr_swap_ins);
 	atomic_store(&p->gone, true);
 	atomic_store(&s->state, PROCESS_DYING);
+	KILL_POINT("detach-dying");
 	if (s->uffd >= 0)
 		epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, s->uffd, NULL);
 	reclaim_forget(p);
@@ -100,7 +102,9 @@ void detach_dead(struct core *c, struct process *p)
 	while (!process_try_latch_exclusive(p))
 		usleep(100);
 	family_hand_over(p, 0, VPN_MAX);
+	KILL_POINT("detach-handed-over");
 	page_visit(c->arena, p->number, 0, VPN_MAX, drop_all, p);
+	KILL_POINT("detach-dropped");
 	page_table_free(c->arena, p->number);
 	p->ops = NULL;
 	if (ops)
@@ -109,12 +113,14 @@ void detach_dead(struct core *c, struct process *p)
 	p->scan.ranges = NULL;
 	close_fd(&p->scan.maps_fd);
 	close_fd(&p->scan.pagemap_fd);
+	KILL_POINT("detach-closing");
 	close_fd(&s->uffd);
 	close_fd(&s->sock);
 	close_fd(&s->opsfd);
 	close_fd(&s->pidfd);
 	if (pool)
 		pool_flush(pool);
+	KILL_POINT("detach-closed");
 	atomic_store(&s->state, PROCESS_FREE);
 	if (s->fork_protected)
 		note_relative_gone(c, s->family);
@@ -203,11 +209,14 @@ void detach_living(struct core *c, struct worker *w, struct process *p)
 	atomic_store(&p->gone, false);
 	if (!bring_all_back(c, w, p))
 		return;
+	KILL_POINT("release-back");
 	if (p->shared->sock >= 0 && !p->scan.release_tick) {
 		p->scan.release_tick = tick;
 		if (send(p->shared->sock, &m, sizeof(m), MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
 			return;
 	}
+	KILL_POINT("release-told");
 	unregister_all(c, p);
+	KILL_POINT("release-unregistered");
 	detach_dead(c, p);
 }

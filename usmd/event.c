@@ -12,6 +12,7 @@
 
 #include "event.h"
 #include "family.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "pool.h"
@@ -128,6 +129,7 @@ static void tell_removals(struct process *p, unsigned first, unsigned n, bool ag
 			continue;
 		page_visit(p->core->arena, p->number, VPN(m->arg.remove.start),
 			   VPN(m->arg.remove.end), tell_page, &a);
+		KILL_POINT("barrier-told");
 		*(volatile uint8_t *)&m->reserved1 = 1;
 	}
 }
@@ -160,6 +162,7 @@ static int drop_page(void *userdata, uint64_t vpn, page_entry *e)
 		if (atomic_compare_exchange_weak(e, &v, new))
 			break;
 	}
+	KILL_POINT("unmap-dropped");
 	if (PAGE_STATE(v) == PAGE_SWAPPED) {
 		atomic_fetch_sub(&p->nr_swapped, 1);
 		usm_swap_unref(p->core->swap, PAGE_VALUE(v));
@@ -229,6 +232,7 @@ static int move_page(void *userdata, uint64_t vpn, page_entry *e)
 		usm_swap_unref(p->core->swap, PAGE_VALUE(moved));
 		atomic_fetch_sub(&p->nr_swapped, 1);
 	}
+	KILL_POINT("remap-copied");
 	atomic_store(e, left);
 	return 0;
 }
@@ -295,6 +299,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	c = process_page(a->child, vpn, true);
 	if (!c)
 		return -ENOMEM;
+	KILL_POINT("fork-page");
 	usm_swap_ref(a->p->core->swap, slot);
 	atomic_store_explicit(&a->child->shared->ever_swapped, 1, memory_order_relaxed);
 	atomic_store(c, PAGE_ENTRY(PAGE_SWAPPED, slot));
@@ -343,6 +348,7 @@ static void apply_fork(struct apply *a, int uffd)
 	a->nr_skip = nr_skip;
 	if (child) {
 		cs = child->shared;
+		KILL_POINT("fork-begun");
 		cs->uninherited = s->uninherited;
 		cs->family = s->family;
 		cs->fork_protected = s->fork_protected;
@@ -365,8 +371,10 @@ static void apply_fork(struct apply *a, int uffd)
 			cs->nonce = now_nsec() | 1;
 		a->child = child;
 		r = page_visit(p->core->arena, p->number, 0, VPN_MAX, copy_page, a);
+		KILL_POINT("fork-copied");
 		if (r == 0)
 			r = process_publish(child);
+		KILL_POINT("fork-published");
 	}
 	if (r < 0) {
 		/* Nobody serves its userfaultfd, which stays open: it blocks, it never reads
@@ -436,6 +444,7 @@ static unsigned read_on(struct process *p, unsigned n, bool again)
 	if (!gate_enter(p))
 		return n; /* the next time */
 	k = read_messages(p, &j[n], ARENA_JOURNAL - n);
+	KILL_POINT("barrier-read");
 	cancel_operation(p);
 	gate_leave(p);
 
@@ -476,6 +485,7 @@ static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool
 	if (p->ops)
 		atomic_store(&p->ops->hurry, atomic_load(&p->ops->req));
 	atomic_store(&p->barrier, true);
+	KILL_POINT("barrier-waits");
 	while ((v = atomic_load(&p->nr_evicting)) != 0 && !is_beyond_collection(p)) {
 		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
 		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
@@ -528,11 +538,14 @@ static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_
 			if (is_barrier(m) && atomic_load(&p->nr_evicting))
 				n = barrier_wait(p, i + 1, n, again);
 			apply_message(&a, m);
+			KILL_POINT("event-applied");
 		}
 		atomic_store_explicit(&p->shared->journal_applied, i + 1, memory_order_release);
 	}
+	KILL_POINT("event-all-applied");
 	for (unsigned i = 0; i < n; i++)
 		*(volatile uint8_t *)&p->shared->journal[i].event = 0;
+	KILL_POINT("event-ending");
 	atomic_store_explicit(&p->shared->journal_applied, 0, memory_order_release);
 }
 
@@ -547,6 +560,7 @@ static int read_once(struct process *p)
 		return 0;
 	}
 	n = read_messages(p, p->shared->journal, JOURNAL_READ);
+	KILL_POINT("event-read");
 	for (ssize_t i = 0; i < n && !events; i++)
 		events = p->shared->journal[i].event != UFFD_EVENT_PAGEFAULT;
 	if (events)
@@ -560,6 +574,7 @@ static int read_once(struct process *p)
 		}
 		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 	}
+	KILL_POINT("event-cancelled");
 	apply_journal(p, 0, (unsigned)n, now_nsec(), false);
 	return (int)n;
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "family.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
 #include "pagemap.h"
@@ -68,8 +69,11 @@ static bool hand_over_page(struct process *p, page_entry *e, struct process *q, 
 		userfault_wake(q->shared->uffd, vpn, 1);
 		return false;
 	}
+	KILL_POINT("hand-over-installed");
 	pool_moved(p->core, frame, q->number, vpn);
+	KILL_POINT("hand-over-owned");
 	atomic_store(e, 0);
+	KILL_POINT("hand-over-dropped");
 	atomic_store(to, PAGE_ENTRY(PAGE_RESIDENT, frame) | process_present_flags(q));
 	userfault_wake(q->shared->uffd, vpn, 1);
 	atomic_fetch_add(&q->nr_resident, 1);

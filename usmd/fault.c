@@ -8,6 +8,7 @@
 #include "family.h"
 #include "fault.h"
 #include "fill.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -133,6 +134,7 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 	 * not registered yet: a page of that must not leave, as nobody would be told of its fault.
 	 * An attempt to install says whether it is registered and present.
 	 */
+	KILL_POINT("adopt-framed");
 	if (!swapped) {
 		r = fill_install(&f, NULL);
 		return r < 0 || f.n ? r : -ENOENT;
@@ -261,8 +263,10 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 		;
 	process_unlatch(p);
 
+	KILL_POINT("fault-claimed");
 	if (fill_frames(&f, f.swapped ? USM_EVENT_SWAP_IN : USM_EVENT_FIRST_TOUCH, true, false) < 0)
 		return;
+	KILL_POINT("fault-framed");
 	if (f.n < want)
 		window_ended(p, f.vpn + want, f.vpn + f.n);
 	if (f.swapped) {
@@ -271,6 +275,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 		atomic_fetch_add_explicit(&p->shared->nr_swap_ins, f.n, memory_order_relaxed);
 		atomic_fetch_add_explicit(&c->arena->h->nr_swap_ins, f.n, memory_order_relaxed);
 	}
+	KILL_POINT("fault-read");
 	fill_install(&f, w->buffer);
 	atomic_fetch_add_explicit(&p->shared->nr_faults, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&c->arena->h->nr_faults, 1, memory_order_relaxed);

@@ -6,6 +6,7 @@
 
 #include "event.h"
 #include "fill.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "policy.h"
@@ -78,6 +79,7 @@ void fill_unclaim(struct fill *f, unsigned i)
 	if (keep)
 		atomic_fetch_add(&p->nr_swapped, 1);
 	atomic_store(&f->entry[i], keep ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0);
+	KILL_POINT("fault-given-back");
 	if (slot && !keep)
 		usm_swap_unref(p->core->swap, slot);
 	if (f->frame[i])
@@ -302,6 +304,7 @@ void fill_publish(struct fill *f, unsigned i, bool content_from_slot, uint64_t f
 	} else {
 		atomic_store(&f->entry[i], 0);
 	}
+	KILL_POINT("fault-published");
 	/* Only now: a new engine believes the entry, and a free slot is another page's soon. */
 	if (slot && !keep)
 		usm_swap_unref(c->swap, slot);
@@ -342,6 +345,7 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 				   f->swapped ? buffer + (size_t)i * USM_PAGE_SIZE :
 						(const uint8_t *)p->core->zeros,
 				   j - i, &done);
+		KILL_POINT("fault-installed");
 		for (unsigned k = 0; k < done; k++)
 			publish(f, i + k);
 		i += done;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -77,6 +78,7 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 	s->op_n = n;
 	s->op_seq = atomic_load(&ops->req) + 1;
 	atomic_store(&s->op_state, OP_POSTED);
+	KILL_POINT("evict-recorded");
 	ops->kind = kind;
 	ops->n = n;
 	for (unsigned i = 0; i < n; i++) {
@@ -84,6 +86,7 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 		atomic_store_explicit(&ops->res[i], -EINPROGRESS, memory_order_relaxed);
 	}
 	atomic_store(&ops->req, s->op_seq);
+	KILL_POINT("evict-posted");
 	p->evict.posted_nsec = now_nsec();
 	p->evict.stalled = false;
 	r->nr_posted++;
@@ -195,6 +198,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 						    n - p->evict.nr_slots);
 	if (!p->evict.nr_slots)
 		return 0;
+	KILL_POINT("evict-slots");
 	if (!process_try_latch(p)) {
 		r->busy |= !atomic_load(&p->barrier);
 		operation_return_slots(p, 0);
@@ -221,6 +225,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 			rest[left++] = v[i].frame;
 			continue;
 		}
+		KILL_POINT("evict-claimed");
 		p->shared->op_vpn[k] = v[i].vpn;
 		frames[k++] = v[i].frame;
 	}
@@ -238,6 +243,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 		atomic_fetch_sub(&p->nr_evicting, k);
 		k = 0;
 	}
+	KILL_POINT("evict-protected");
 	if (k)
 		post(r, p, lazy ? USM_OPS_LAZYFREE : USM_OPS_MOVE, k);
 	else

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "page.h"
 
@@ -29,6 +30,7 @@ static uint32_t link_get(struct arena *a, _Atomic uint32_t *link, bool create)
 	n = arena_node_new(a);
 	if (!n)
 		return 0;
+	KILL_POINT("node-made");
 	if (atomic_compare_exchange_strong(link, &old, n))
 		return n;
 	arena_node_release(a, n);
@@ -125,6 +127,7 @@ void page_trim(struct arena *a, uint32_t process, uint64_t first, uint64_t end)
 		leaf = atomic_load(&a->node[inner].inner[INNER_INDEX(vpn)]);
 		if (leaf && leaf_is_empty(&a->node[leaf])) {
 			atomic_store(&a->node[inner].inner[INNER_INDEX(vpn)], 0);
+			KILL_POINT("node-unlinked");
 			arena_node_release(a, leaf);
 		}
 		vpn += LEAF_PAGES;

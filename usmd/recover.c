@@ -11,6 +11,7 @@
 
 #include "attach.h"
 #include "event.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
@@ -284,6 +285,7 @@ int recover_processes(struct core *c)
 			page_table_free(c->arena, i);
 		}
 	}
+	KILL_POINT("recover-marked");
 	arena_nodes_recover(c->arena, nodes, top);
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct arena_process *s = &c->arena->process[i];
@@ -345,6 +347,7 @@ int recover_frames(struct core *c)
 {
 	struct scan *s = &residents;
 
+	KILL_POINT("recover-scanned");
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
@@ -378,10 +381,12 @@ int recover_frames(struct core *c)
 			return -ENOMEM;
 		if (l->clean_slot && usm_swap_ref_recovered(c->swap, l->clean_slot) >= 0)
 			atomic_store(&pool_frame(c, frame)->clean_slot, l->clean_slot);
+		KILL_POINT("recover-renumbering");
 		pool_frame(c, frame)->born_msec = l->born_msec;
 		*e = (*e & 0xffffffffull) | (uint64_t)frame << 32;
 		atomic_fetch_add(&p->nr_resident, 1);
 	}
+	KILL_POINT("recover-renumbered");
 	free(s->list);
 	residents = (struct scan){0};
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
@@ -412,6 +417,7 @@ void recover_wake(struct core *c)
 		}
 		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
 	}
+	KILL_POINT("recover-woken");
 	for (int barrier = 0; barrier < 2; barrier++)
 		for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 			struct process *p = &c->process[i];

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "fault.h"
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
 #include "pagemap.h"
@@ -195,6 +196,7 @@ static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsign
 		old[i] = v;
 	}
 	process_unlatch(p);
+	KILL_POINT("removed-claimed");
 	known = pread(p->scan.pagemap_fd, map, n * sizeof(map[0]), (off_t)(vpn * sizeof(map[0]))) ==
 		(ssize_t)(n * sizeof(map[0]));
 	process_latch(p);
@@ -207,6 +209,7 @@ static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsign
 		if ((known && !(map[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))) ||
 		    atomic_load(e) & PAGE_GONE) {
 			atomic_store(e, 0);
+			KILL_POINT("removed-freed");
 			atomic_fetch_sub(&p->nr_resident, 1);
 			pool_release(c, PAGE_VALUE(old[i]));
 		} else if (page_removed_recently(old[i])) {

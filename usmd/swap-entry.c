@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <xxhash.h>
 
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "swap-ops.h"
@@ -116,6 +117,7 @@ void usm_swap_unref(struct usm_swap *s, uint32_t slot)
 	if (n > 1)
 		return;
 	/* Until the bit is cleared nobody can be given the slot. */
+	KILL_POINT("slot-unreferenced");
 	pthread_mutex_lock(&d->slots_mutex);
 	usm_swap_slots_release(d->slots, slot - d->base);
 	pthread_mutex_unlock(&d->slots_mutex);
@@ -229,6 +231,7 @@ static int transfer(struct usm_swap *s, struct usm_swap_io *io, unsigned n, bool
 		if (write) {
 			for (unsigned k = i; k < end; k++)
 				s->config.hash[io[k].slot] = page_hash(s, d, io[k].buf);
+			KILL_POINT("swap-hashed");
 			d->ops->write(d, io + i, end - i);
 		} else {
 			d->ops->read(d, io + i, end - i);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "swap-file.h"
@@ -291,6 +292,7 @@ int usm_swap_add_file(struct usm_swap *s, const char *path, uint64_t size_bytes,
 
 	pthread_mutex_lock(&s->list_mutex);
 	if (r == 0) {
+		KILL_POINT("swap-adding");
 		/* Last in the arena, before the first slot can be allocated. */
 		atomic_store(&usm_swap_shared_of(s, d)->in_use, USM_SWAP_IN_USE);
 		set_state(d, USM_SWAP_ACTIVE);
@@ -348,6 +350,7 @@ int usm_swap_remove_finish(struct usm_swap *s, const char *path, bool unlink_fil
 	if (r < 0)
 		return r;
 
+	KILL_POINT("swap-removed");
 	d->ops->free(d, unlink_file);
 
 	pthread_mutex_lock(&s->list_mutex);

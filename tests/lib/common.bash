@@ -208,7 +208,7 @@ allow_lines() {
 sampler_start() {
 	SAMPLES=$T/samples
 	SWAP_BEFORE=$(swap_file_sum)
-	"$BUILD/tests/sampler" "$TAGGER" "$USMD_PID" "$SAMPLES" </dev/null >/dev/null 2>&1 3>&- &
+	"$ROOT/build/tests/sampler" "$TAGGER" "$USMD_PID" "$SAMPLES" </dev/null >/dev/null 2>&1 3>&- &
 	SAMPLER_PID=$!
 	wait_for 10 grep -q ready "$SAMPLES"
 }

@@ -81,9 +81,14 @@ static long move(int uffd, uint64_t dst, uint64_t src, uint32_t pages)
 static void move_run(struct usm_agent *a, uint32_t from, uint32_t to)
 {
 	while (from < to) {
-		long r = move(a->u1, a->staging + from * USM_PAGE_SIZE, a->addr[from], to - from);
-		uint32_t moved = r > 0 ? (uint32_t)((uint64_t)r / USM_PAGE_SIZE) : 0;
+		uint64_t dst = a->staging + from * USM_PAGE_SIZE;
+		long r = move(a->u1, dst, a->addr[from], to - from);
+		uint32_t moved;
 
+		/* It takes no range that two mappings share: LAZYFREE is not needed for that. */
+		if (r == -EINVAL && to - from > 1)
+			r = move(a->u1, dst, a->addr[from], 1);
+		moved = r > 0 ? (uint32_t)((uint64_t)r / USM_PAGE_SIZE) : 0;
 		/* The page at which the kernel stopped gets its own answer in the next round. */
 		if (moved == 0)
 			set_result(a, from++, r < 0 ? r : -EAGAIN);

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The engine dies at every named point (usmd/kill-point.h), under a load that forks, maps, frees
+# and checks every byte, while its swap device is slow, so that writes are in flight.
+bats_require_minimum_version 1.5.0
+
+BUILD=$(cd "$BATS_TEST_DIRNAME/../.." && pwd)/build/kill-points
+load ../lib/common
+
+setup() {
+	setup_tree
+	cp "$ROOT"/build/tests/{fork-cow,mappings,torture} "$T/bin/"
+	PLAN=$T/plan
+	truncate -s 4096 "$PLAN"
+	export USM_KILL_PLAN=$PLAN
+	FAILURES=$T/failures
+	: > "$FAILURES"
+}
+
+teardown() {
+	rm -f "$T/load"
+	slow_swap_end
+	teardown_tree
+}
+
+# u32 NUMBER OFFSET: writes it into the plan.
+u32() {
+	printf "$(printf '\\x%02x\\x%02x\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255)) \
+		$(($1 >> 16 & 255)) $(($1 >> 24 & 255)))" |
+		dd of="$PLAN" bs=1 seek="$2" conv=notrunc status=none
+}
+
+deaths() {
+	od -An -tu4 -j8 -N4 "$PLAN" | tr -d ' '
+}
+
+# arm POINT SKIP
+arm() {
+	u32 0 0
+	u32 "$2" 4
+	printf '%s\0' "$1" | dd of="$PLAN" bs=1 seek=12 conv=notrunc status=none
+	u32 1 0
+}
+
+points() {
+	grep -rhoE 'KILL_POINT\("[a-z-]+"\)' "$ROOT/usmd" --include='*.c' | cut -d'"' -f2 | sort
+}
+
+# A few megabytes a second for what usmd writes and reads, where the kernel can do that.
+slow_swap_start() {
+	local group=/sys/fs/cgroup/blkio/usmd-test.$$ device
+
+	device=$(stat -c '%Hd:%Ld' "$T/state")
+	SLOW=""
+	if mkdir "$group" 2>/dev/null && echo "$device $1" > "$group/blkio.throttle.write_bps_device" &&
+		echo "$device $1" > "$group/blkio.throttle.read_bps_device" &&
+		echo "$USMD_PID" > "$group/cgroup.procs" &&
+		echo "$(status enginePid)" > "$group/cgroup.procs"; then
+		SLOW=$group
+		note "swap is slow: $1 bytes a second"
+	else
+		rmdir "$group" 2>/dev/null || :
+		note "swap is as fast as it is: no blkio cgroup here"
+	fi
+}
+
+slow_swap_end() {
+	[ -n "${SLOW:-}" ] || return 0
+	while read -r pid; do
+		echo "$pid" > /sys/fs/cgroup/blkio/cgroup.procs 2>/dev/null
+	done < "$SLOW/cgroup.procs"
+	rmdir "$SLOW" 2>/dev/null || :
+	SLOW=""
+}
+
+# load_loop USER COMMAND...: again and again, SEED counting up, until $T/load is gone; what fails is
+# noted.
+load_loop() {
+	local user=$1 status n=0 out=$T/load.$BASHPID.out
+
+	shift
+	while [ -e "$T/load" ]; do
+		status=0
+		n=$((n + 1))
+		managed "$user" 120 "${@/#SEED/$n}" > "$out" 2>&1 || status=$?
+		[ $status -eq 0 ] && [ "$(tail -n 1 "$out")" = ok ] && continue
+		echo "$* $n: status $status: $(tail -n 5 "$out")" >> "$FAILURES"
+	done
+}
+
+load_start() {
+	LOADS=()
+	touch "$T/load"
+	load_loop root "$T/bin/torture" 2 3 2048 SEED </dev/null 3>&- & LOADS+=($!)
+	load_loop $UNPRIVILEGED "$T/bin/fork-cow" 12 </dev/null 3>&- & LOADS+=($!)
+	load_loop root "$T/bin/mappings" 12 </dev/null 3>&- & LOADS+=($!)
+}
+
+load_end() {
+	local pid
+
+	rm "$T/load"
+	for pid in "${LOADS[@]}"; do
+		wait_for 130 load_ended "$pid"
+	done
+}
+
+load_ended() {
+	! pid_alive "$1"
+}
+
+has_died() {
+	[ "$(deaths)" -gt "$1" ]
+}
+
+# die_at POINT SKIP SECONDS: false if the point is not passed so often in that time.
+die_at() {
+	local before end=$((SECONDS + $3))
+
+	before=$(deaths)
+	arm "$1" "$2"
+	# These are passed by the engine that comes after another's death.
+	[[ $1 != recover-* ]] || kill -KILL "$(status enginePid)"
+	until has_died "$before"; do
+		if [ $SECONDS -ge $end ]; then
+			u32 0 0
+			has_died "$before"
+			return
+		fi
+		sleep 0.02
+	done
+}
+
+# die_everywhere EVICTION [POINTS]: all but the points of that pattern must be reached.
+die_everywhere() {
+	local point
+
+	requires_command jq
+	start_usmd 16 "default policyOne" "eviction $1" "allow $T/bin/fork-cow $UNPRIVILEGED" \
+		"allow $(realpath "$(type -P true)") $UNPRIVILEGED"
+	slow_swap_start $((24 << 20))
+	load_start
+	: > "$T/missed"
+	for point in $(points); do
+		case $point in swap-adding | swap-removed | release-*) continue ;; esac
+		[[ ! $point =~ ^(${2:-none})$ ]] || continue
+		die_at "$point" 0 60 || { echo "$point" >> "$T/missed"; continue; }
+		die_at "$point" 30 2 || :
+		[ ! -s "$FAILURES" ] || break
+	done
+	load_end
+	note "$(deaths) deaths, not reached: $(paste -sd ' ' "$T/missed")"
+	cat "$FAILURES"
+	[ ! -s "$FAILURES" ]
+	[ "$(status engineRestarts)" -ge "$(deaths)" ]
+	note "recovery: $(sed -n 's/.*carries on after \([0-9]*\) us.*/\1/p' "$LOG" | sort -n |
+		awk '{ v[NR] = $1 } END { printf "median %d us, longest %d us", v[int((NR + 1) / 2)], v[NR] }')"
+	[ ! -s "$T/missed" ]
+	slow_swap_end
+	stop_usmd
+}
+
+@test "the engine dies at every point, eviction auto" {
+	# What an agent's own madvise() is told of at a barrier is the other eviction's.
+	die_everywhere auto 'barrier-(told|read)'
+}
