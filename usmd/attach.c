@@ -16,11 +16,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <usm/list.h>
+
+#include "acceptor.h"
 #include "attach.h"
+#include "attach-message.h"
 #include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
+#include "offence.h"
 #include "policy.h"
 #include "pool.h"
 #include "process.h"
@@ -28,22 +33,27 @@
 #include "scan.h"
 #include "smaps.h"
 
-#define CONNECTIONS_MAX 256
+/* Handshakes at a time: each takes milliseconds, so that a parallel build needs a few. */
+#define CONNECTIONS_MAX		256u
+#define CONNECTIONS_PER_UID_MAX 128u
+/* Kept free of others, so that nobody keeps root's programs from being managed. */
+#define CONNECTIONS_ROOT 64u
 /* A handshake that is not finished by then is broken off. */
 #define HANDSHAKE_USEC 10000000ull
 /* How long an agent waits for a daemon before it gives up its program. */
 #define GRACE_SEC 120
-#define MESSAGE_FDS 4
 /* Ranges up to this size that a child does not get are pinned by the tagger. */
 #define UNINHERITED_PAGES 32
 
 struct connection {
 	struct attach *attach;
+	struct list_head item;
 	sd_event_source *io, *timer;
 	int fd, pidfd, opsfd;
 	struct ucred peer;
 	uint64_t starttime;
-	bool is_child, hello;
+	enum attach_step step;
+	bool is_child;
 	struct pool *pool;
 	struct arena_process info; /* what admit() said */
 	uint64_t identity;
@@ -52,9 +62,11 @@ struct connection {
 struct attach {
 	struct core *core;
 	sd_event *event;
-	sd_event_source *listen;
+	struct acceptor *acceptor;
 	struct attach_ops ops;
+	struct list_head connections; /* struct connection.item */
 	unsigned nr_connections;
+	struct offences offences;
 };
 
 static void connection_free(struct connection *conn)
@@ -67,42 +79,23 @@ static void connection_free(struct connection *conn)
 		close(conn->pidfd);
 	if (conn->opsfd >= 0)
 		close(conn->opsfd);
+	list_del(&conn->item);
 	conn->attach->nr_connections--;
 	free(conn);
 }
 
-static int send_message(int fd, struct usm_attach_msg *m, const int *fds, unsigned n)
-{
-	union {
-		char buf[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
-		struct cmsghdr align;
-	} control = {0};
-	struct iovec iov = {.iov_base = m, .iov_len = sizeof(*m)};
-	struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	m->magic = USM_ATTACH_MAGIC;
-	m->version = USM_ATTACH_VERSION;
-	if (n) {
-		struct cmsghdr *c;
-
-		h.msg_control = control.buf;
-		h.msg_controllen = CMSG_SPACE(n * sizeof(int));
-		c = CMSG_FIRSTHDR(&h);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(n * sizeof(int));
-		memcpy(CMSG_DATA(c), fds, n * sizeof(int));
-	}
-	return sendmsg(fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
-}
-
-static int refuse(struct connection *conn, const char *text)
+static int refuse_at(int fd, const char *text)
 {
 	struct usm_attach_msg m = {.type = USM_ATTACH_REFUSE};
 
 	snprintf(m.text, sizeof(m.text), "%s", text);
-	send_message(conn->fd, &m, NULL, 0);
+	attach_message_send(fd, &m, NULL, 0); /* it may as well be gone already */
 	return -ECONNREFUSED;
+}
+
+static int refuse(struct connection *conn, const char *text)
+{
+	return refuse_at(conn->fd, text);
 }
 
 /* The field after the command name of /proc/PID/stat, which may hold anything. */
@@ -228,10 +221,10 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 	r = make_ops(a->core, conn);
 	if (r < 0)
 		return r;
-	conn->hello = true;
+	conn->step = conn->is_child ? ATTACH_GREETED_CHILD : ATTACH_GREETED;
 	fds[0] = a->core->arena->h->dev_fd;
 	fds[1] = conn->opsfd;
-	return send_message(conn->fd, &reply, fds, 2);
+	return attach_message_send(conn->fd, &reply, fds, 2);
 }
 
 static bool is_userfaultfd(int fd)
@@ -245,12 +238,6 @@ static bool is_userfaultfd(int fd)
 		return false;
 	link[n] = '\0';
 	return strstr(link, "[userfaultfd]");
-}
-
-static bool is_area(uint64_t start, uint64_t pages)
-{
-	return start && start % USM_PAGE_SIZE == 0 && start < 1ull << 47 &&
-	       start + pages * USM_PAGE_SIZE <= 1ull << 47;
 }
 
 /* The record of the forked child that read this nonce from its marker page. */
@@ -315,10 +302,11 @@ int attach_say_go(struct process *p)
 	int fd = p->shared->uffd;
 
 	/* A forked child has no userfaultfd of its own yet: the FORK event made it. */
-	return send_message(p->shared->sock, &m, &fd, p->shared->is_child);
+	return attach_message_send(p->shared->sock, &m, &fd, p->shared->is_child);
 }
 
-static int attach_new_process(struct connection *conn, const struct usm_attach_msg *m, int u1, int u2)
+/* Takes *u1 over as soon as there is a record that names it. */
+static int attach_new_process(struct connection *conn, const struct usm_attach_msg *m, int *u1, int u2)
 {
 	struct attach *a = conn->attach;
 	struct core *c = a->core;
@@ -344,9 +332,9 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	s->starttime = conn->starttime;
 	s->identity = conn->identity;
 	s->marker = m->marker;
-	s->uffd = u1;
+	s->uffd = TAKE_FD(*u1);
 	policy_serve(p, conn->pool, s->policy);
-	r = userfault_handshake(u1, true, atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
+	r = userfault_handshake(s->uffd, true, atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 	if (r >= 0) {
 		s->opsfd = conn->opsfd;
 		conn->opsfd = -1;
@@ -358,7 +346,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	if (r >= 0)
 		r = take_areas(c, p, m, u2);
 	if (r >= 0)
-		r = userfault_register(u1, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
+		r = userfault_register(s->uffd, m->marker, m->marker + USM_PAGE_SIZE, c->register_mode);
 	if (r >= 0)
 		r = scan_mappings(c, p);
 	KILL_POINT("attach-registered");
@@ -453,108 +441,111 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 	return r;
 }
 
-static int on_ready(struct connection *conn, const struct usm_attach_msg *m, int *fds, unsigned n)
+static int on_ready(struct connection *conn, struct attach_packet *p)
 {
-	unsigned want = conn->is_child ? 1 : 2;
-	int r;
-
-	if (!conn->hello || n != want || !is_area(m->staging, USM_OPS_BATCH) ||
-	    !is_area(m->trash, USM_OPS_BATCH) || !is_area(m->marker, 1))
-		return -EBADMSG;
-	for (unsigned i = 0; i < n; i++)
-		if (!is_userfaultfd(fds[i]))
+	for (unsigned i = 0; i < p->nr_fds; i++)
+		if (!is_userfaultfd(p->fds[i]))
 			return -EBADMSG;
-	if (conn->is_child)
-		return attach_child(conn, m, fds[0]);
-	r = attach_new_process(conn, m, fds[0], fds[1]);
-	fds[0] = -1; /* the record has it now */
-	return r;
+	return conn->is_child ? attach_child(conn, &p->m, p->fds[0]) :
+				attach_new_process(conn, &p->m, &p->fds[0], p->fds[1]);
+}
+
+static int on_packet(struct connection *conn, struct attach_packet *p)
+{
+	int r = attach_packet_check(p, conn->step);
+
+	if (r == -EPROTONOSUPPORT)
+		return refuse(conn, "its libusm-tagger.so is of another version than usmd");
+	if (r < 0)
+		return r;
+	switch (p->m.type) {
+	case USM_ATTACH_HELLO:
+		return on_hello(conn, &p->m);
+	case USM_ATTACH_READY:
+		return on_ready(conn, p);
+	default:
+		return refuse(conn, "usmd was restarted and does not have its pages");
+	}
 }
 
 static int on_io(sd_event_source *s, int fd, uint32_t revents, void *userdata)
 {
 	struct connection *conn = userdata;
-	union {
-		char buf[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct usm_attach_msg m;
-	struct iovec iov = {.iov_base = &m, .iov_len = sizeof(m)};
-	struct msghdr h = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.buf,
-		.msg_controllen = sizeof(control.buf),
-	};
-	int fds[MESSAGE_FDS] = {-1, -1, -1, -1}, r = -EBADMSG;
-	unsigned nr_fds = 0;
-	ssize_t n;
+	struct attach_packet p;
+	int r;
 
 	(void)s;
 	(void)revents;
-	n = recvmsg(fd, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+	r = attach_packet_receive(fd, &p);
+	if (r == -EAGAIN)
 		return 0;
-	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&h) : NULL; c; c = CMSG_NXTHDR(&h, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		nr_fds = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fds, CMSG_DATA(c), nr_fds * sizeof(int));
+	if (r == 0) {
+		connection_free(conn);
+		return 0;
 	}
-	if (n == sizeof(m) && m.magic == USM_ATTACH_MAGIC && !(h.msg_flags & MSG_CTRUNC)) {
-		if (m.version != USM_ATTACH_VERSION)
-			r = refuse(conn, "its libusm-tagger.so is of another version than usmd");
-		else if (m.type == USM_ATTACH_HELLO && !conn->hello)
-			r = on_hello(conn, &m);
-		else if (m.type == USM_ATTACH_READY)
-			r = on_ready(conn, &m, fds, nr_fds);
-		else if (m.type == USM_ATTACH_REJOIN)
-			r = refuse(conn, "usmd was restarted and does not have its pages");
+	if (r > 0) {
+		r = on_packet(conn, &p);
+		attach_packet_done(&p);
 	}
-	for (unsigned i = 0; i < MESSAGE_FDS; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
-	if (n > 0 && r < 0 && r != -ECONNREFUSED)
+	if (r == -EBADMSG)
+		offence_log(&conn->attach->offences, "attach", &conn->peer,
+			    "does not keep to the protocol, dropping it");
+	else if (r < 0 && r != -ECONNREFUSED)
 		log_debug("Attach of pid %d broken off: %s", conn->peer.pid, strerror(-r));
-	if (n <= 0 || r < 0 || conn->fd < 0)
+	if (r < 0 || conn->fd < 0)
 		connection_free(conn);
 	return 0;
 }
 
 static int on_timeout(sd_event_source *s, uint64_t usec, void *userdata)
 {
+	struct connection *conn = userdata;
+
 	(void)s;
 	(void)usec;
-	connection_free(userdata);
+	offence_log(&conn->attach->offences, "attach", &conn->peer,
+		    "did not finish its handshake within 10 s, dropping it");
+	connection_free(conn);
 	return 0;
 }
 
-static int on_connect(sd_event_source *s, int fd, uint32_t revents, void *userdata)
+static bool has_room_for(const struct attach *a, uid_t uid)
+{
+	const struct connection *conn;
+	unsigned own = 0;
+
+	if (uid == 0)
+		return a->nr_connections < CONNECTIONS_MAX;
+	list_for_each_entry(conn, &a->connections, item)
+		own += conn->peer.uid == uid;
+	return a->nr_connections < CONNECTIONS_MAX - CONNECTIONS_ROOT &&
+	       own < CONNECTIONS_PER_UID_MAX;
+}
+
+static void on_connect(void *userdata, int fd, const struct ucred *peer)
 {
 	struct attach *a = userdata;
-	struct connection *conn;
-	socklen_t len = sizeof(conn->peer);
-	int cfd = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	bool room = has_room_for(a, peer->uid);
+	struct connection *conn = room ? calloc(1, sizeof(*conn)) : NULL;
 
-	(void)s;
-	(void)revents;
-	if (cfd < 0)
-		return 0;
-	conn = a->nr_connections < CONNECTIONS_MAX ? calloc(1, sizeof(*conn)) : NULL;
 	if (!conn) {
-		close(cfd);
-		return 0;
+		refuse_at(fd, "too many programs are being attached at this moment");
+		close(fd);
+		if (!room)
+			offence_log(&a->offences, "attach", peer,
+				    "is one too many in the middle of a handshake, refusing it");
+		return;
 	}
 	a->nr_connections++;
+	list_add_tail(&conn->item, &a->connections);
 	conn->attach = a;
-	conn->fd = cfd;
+	conn->fd = fd;
 	conn->pidfd = conn->opsfd = -1;
-	if (getsockopt(cfd, SOL_SOCKET, SO_PEERCRED, &conn->peer, &len) < 0 || conn->peer.pid <= 0 ||
-	    sd_event_add_io(a->event, &conn->io, cfd, EPOLLIN, on_io, conn) < 0 ||
+	conn->peer = *peer;
+	if (sd_event_add_io(a->event, &conn->io, fd, EPOLLIN, on_io, conn) < 0 ||
 	    sd_event_add_time_relative(a->event, &conn->timer, CLOCK_MONOTONIC, HANDSHAKE_USEC, 0,
 				       on_timeout, conn) < 0)
 		connection_free(conn);
-	return 0;
 }
 
 int attach_new(struct core *c, sd_event *event, int listen_fd, const struct attach_ops *ops,
@@ -568,7 +559,8 @@ int attach_new(struct core *c, sd_event *event, int listen_fd, const struct atta
 	a->core = c;
 	a->event = event;
 	a->ops = *ops;
-	r = sd_event_add_io(event, &a->listen, listen_fd, EPOLLIN, on_connect, a);
+	INIT_LIST_HEAD(&a->connections);
+	r = acceptor_new(event, listen_fd, "attach", on_connect, a, &a->acceptor);
 	if (r < 0) {
 		free(a);
 		return r;
@@ -579,9 +571,13 @@ int attach_new(struct core *c, sd_event *event, int listen_fd, const struct atta
 
 struct attach *attach_free(struct attach *a)
 {
+	struct connection *conn, *following;
+
 	if (!a)
 		return NULL;
-	sd_event_source_disable_unref(a->listen);
+	list_for_each_entry_safe(conn, following, &a->connections, item)
+		connection_free(conn);
+	acceptor_free(a->acceptor);
 	free(a);
 	return NULL;
 }
