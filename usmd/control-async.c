@@ -14,6 +14,12 @@
 /* sd-event may join the timer with others that are due about then. */
 #define MONITOR_ACCURACY_USEC 50000u
 
+#ifdef USM_TESTING /* tests have less time */
+uint64_t control_monitor_usec = MONITOR_INTERVAL_USEC;
+#else
+static const uint64_t control_monitor_usec = MONITOR_INTERVAL_USEC;
+#endif
+
 /*
  * One eviction that the manager works on.  It lives until the manager calls
  * back, whatever becomes of the client and of the service meanwhile.
@@ -120,7 +126,7 @@ int control_check_owner(struct control_call *call, pid_t pid, const char *name)
 		err = manager_process_uid(c->manager, pid, &uid);
 		if (err < 0)
 			return err;
-		if (uid != call->client->uid)
+		if (uid != call->client->peer.uid)
 			reason = "that process is not yours";
 	} else if (name) {
 		err = manager_list_processes(c->manager, &info, &n);
@@ -129,7 +135,7 @@ int control_check_owner(struct control_call *call, pid_t pid, const char *name)
 		for (unsigned i = 0; i < n; i++) {
 			if (strcmp(info[i].name, name) != 0)
 				continue;
-			if (info[i].uid == call->client->uid)
+			if (info[i].uid == call->client->peer.uid)
 				own++;
 			else
 				foreign++;
@@ -165,14 +171,14 @@ int control_method_evict(struct control_call *call, const struct control_args *a
 		return control_error(call, CONTROL_ERROR("NoSuchProcess"), NULL, NULL);
 	if (r != 0)
 		return r < 0 ? r : 0;
-	if (!evict_has_room(c, client->uid))
+	if (!evict_has_room(c, client->peer.uid))
 		return control_failed(call, -EBUSY,
 				      "too many evictions are under way; try again when they are done");
 
 	e = calloc(1, sizeof(*e));
 	if (!e)
 		return -ENOMEM;
-	e->uid = client->uid;
+	e->uid = client->peer.uid;
 	list_add_tail(&e->item, &c->evicts);
 	/* Linked before the call: the manager may be done at once. */
 	if (!call->oneway) {
@@ -227,7 +233,7 @@ static int on_monitor(sd_event_source *source, uint64_t usec, void *userdata)
 	if (!item)
 		log_warning_errno(-ENOMEM, "Cannot report to monitoring clients: %m, ignoring.");
 	/* Before the clients: the last one that goes takes the timer along. */
-	if (sd_event_source_set_time(source, usec + MONITOR_INTERVAL_USEC) < 0 ||
+	if (sd_event_source_set_time(source, usec + control_monitor_usec) < 0 ||
 	    sd_event_source_set_enabled(source, SD_EVENT_ONESHOT) < 0)
 		log_warning("Cannot set the timer of monitoring clients, ignoring.");
 
@@ -252,7 +258,7 @@ int control_method_monitor(struct control_call *call, const struct control_args 
 	(void)args;
 	if (!c->monitor_timer) {
 		err = sd_event_add_time_relative(manager_event(c->manager), &c->monitor_timer,
-						 CLOCK_MONOTONIC, MONITOR_INTERVAL_USEC,
+						 CLOCK_MONOTONIC, control_monitor_usec,
 						 MONITOR_ACCURACY_USEC, on_monitor, c);
 		if (err < 0)
 			return err;

@@ -12,11 +12,13 @@
 #include <sys/types.h>
 #include <systemd/sd-event.h>
 
+#include "acceptor.h"
 #include "control.h"
 #include "lib/fields.h"
 #include <usm/list.h>
 #include "lib/varlink.h"
 #include "manager.h"
+#include "offence.h"
 
 /* Items of one list reply: with the longest names about half of the queue. */
 #define CONTROL_ITEMS_MAX 1000u
@@ -29,11 +31,11 @@
 
 struct control {
 	struct manager *manager; /* not owned */
-	sd_event_source *listen_source;
-	sd_event_source *accept_timer;  /* while no connection can be accepted */
+	struct acceptor *acceptor;
 	sd_event_source *monitor_timer; /* while anyone listens to Monitor */
 	struct list_head clients; /* struct control_client.item */
 	unsigned nr_clients;
+	struct offences offences;
 	struct list_head evicts; /* struct control_evict.item */
 	bool has_group;
 	gid_t group; /* of USM_GROUP */
@@ -51,12 +53,13 @@ struct control_client {
 	struct control *control;
 	struct list_head item;
 	int fd;
-	uid_t uid;
+	struct ucred peer;
 	enum control_rank rank;
 	struct usm_varlink_reader reader;
 	struct usm_varlink_writer writer;
 	sd_event_source *io_source;
 	sd_event_source *next_source; /* takes the next message that is already here */
+	sd_event_source *message_timer; /* on while half a message is here; NULL: never yet */
 	struct control_evict *evict;  /* what it waits for */
 	bool monitoring;
 	bool eof;         /* it will send no more */

@@ -242,7 +242,7 @@ static int method_list_processes(struct control_call *call, const struct control
 		unsigned own = 0;
 
 		for (unsigned i = 0; i < n; i++)
-			if (info[i].uid == client->uid)
+			if (info[i].uid == client->peer.uid)
 				info[own++] = info[i];
 		n = own;
 	}

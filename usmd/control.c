@@ -21,8 +21,9 @@
 #define CLIENTS_ROOT 16u
 /* A user in more groups than this has the rank of its other credentials. */
 #define PEER_GROUPS_MAX 1024u
-/* How long to leave connections waiting when there is no descriptor for one. */
-#define ACCEPT_PAUSE_USEC 1000000u
+/* A message that has begun must have ended by then: who sends half of one and falls silent would
+ * keep a client's place for ever. */
+#define MESSAGE_USEC 10000000u
 
 static struct control_client *client_free(struct control_client *client)
 {
@@ -31,6 +32,7 @@ static struct control_client *client_free(struct control_client *client)
 	control_async_forget(client);
 	sd_event_source_disable_unref(client->io_source);
 	sd_event_source_disable_unref(client->next_source);
+	sd_event_source_disable_unref(client->message_timer);
 	usm_varlink_reader_done(&client->reader);
 	usm_varlink_writer_done(&client->writer);
 	list_del(&client->item);
@@ -40,15 +42,45 @@ static struct control_client *client_free(struct control_client *client)
 	return NULL;
 }
 
+#ifdef USM_TESTING /* tests have less time */
+uint64_t control_message_usec = MESSAGE_USEC;
+#else
+static const uint64_t control_message_usec = MESSAGE_USEC;
+#endif
+
+static int on_message_late(sd_event_source *source, uint64_t usec, void *userdata);
+
 static bool client_is_waiting(const struct control_client *client)
 {
 	return client->evict || client->monitoring;
 }
 
+/* Gives half a message its time; one that goes on has no more of it. */
+static int client_time_message(struct control_client *client, bool begun)
+{
+	int enabled = SD_EVENT_OFF, r;
+
+	if (client->message_timer) {
+		r = sd_event_source_get_enabled(client->message_timer, &enabled);
+		if (r < 0)
+			return r;
+	}
+	if (begun == (enabled != SD_EVENT_OFF))
+		return 0;
+	if (!begun)
+		return sd_event_source_set_enabled(client->message_timer, SD_EVENT_OFF);
+	if (!client->message_timer)
+		return sd_event_add_time_relative(manager_event(client->control->manager),
+						  &client->message_timer, CLOCK_MONOTONIC,
+						  control_message_usec, 0, on_message_late, client);
+	r = sd_event_source_set_time_relative(client->message_timer, control_message_usec);
+	return r < 0 ? r : sd_event_source_set_enabled(client->message_timer, SD_EVENT_ONESHOT);
+}
+
 void control_client_settle(struct control_client *client)
 {
 	int flushed = -ECONNRESET;
-	bool pending;
+	bool pending, listening;
 	uint32_t events = 0;
 
 	if (client->dispatching)
@@ -63,11 +95,13 @@ void control_client_settle(struct control_client *client)
 		return;
 	}
 
-	if (!client->eof && !pending && !client_is_waiting(client))
+	listening = !client->eof && !pending && !client_is_waiting(client);
+	if (listening)
 		events |= EPOLLIN;
 	if (flushed == 0)
 		events |= EPOLLOUT;
-	if (sd_event_source_set_io_events(client->io_source, events) < 0 ||
+	if (client_time_message(client, listening && client->reader.len > 0) < 0 ||
+	    sd_event_source_set_io_events(client->io_source, events) < 0 ||
 	    sd_event_source_set_enabled(client->next_source,
 					pending ? SD_EVENT_ONESHOT : SD_EVENT_OFF) < 0)
 		client_free(client);
@@ -98,8 +132,8 @@ static int queue_message(struct control_call *call, const char *error, struct js
 	json_object_put(message);
 
 	if (err == -ENOBUFS) {
-		log_debug("A control client of uid %u does not read its replies, dropping it.",
-			  client->uid);
+		offence_log(&client->control->offences, "control", &client->peer,
+			    "does not read its replies, dropping it");
 		client->dead = true;
 		return 0;
 	}
@@ -167,7 +201,7 @@ static int call_method(struct control_call *call, const struct control_method *m
 	};
 	const char *bad;
 
-	log_debug("Control: uid %u calls %s.", call->client->uid, method->name);
+	log_debug("Control: uid %u calls %s.", call->client->peer.uid, method->name);
 	/* CONTROL_RANK_OWNER lets everyone in; the handler looks at whose it is. */
 	if (method->access > CONTROL_RANK_OWNER && call->client->rank < method->access)
 		return control_error(call, CONTROL_ERROR("NotPermitted"), "reason",
@@ -241,6 +275,32 @@ static int client_dispatch(struct control_client *client, struct json_object *me
 	return err < 0 ? control_failed(&call, err, NULL) : 0;
 }
 
+/* Answers what can't be taken for a call, and drops the client: where the next message begins is
+ * not known. */
+static void client_reject(struct control_client *client, int err)
+{
+	struct control_call call = { .client = client };
+	char what[128], reason[112];
+
+	if (client->dead)
+		return;
+	if (err == -EMSGSIZE)
+		snprintf(reason, sizeof(reason), "a message is longer than %u bytes",
+			 USM_VARLINK_REQUEST_MAX);
+	else if (err == -ETIMEDOUT)
+		snprintf(reason, sizeof(reason), "half a message came, and the rest not in time");
+	else if (err == -EBADMSG)
+		snprintf(reason, sizeof(reason), "a message is not a JSON object with a method");
+	else
+		snprintf(reason, sizeof(reason), "a message can't be taken in: %s", strerror(-err));
+	/* As much of the answer as the socket takes: it isn't waited for. */
+	if (control_failed(&call, err, reason) >= 0 && !client->dead)
+		(void)usm_varlink_writer_flush(&client->writer, client->fd);
+	client->dead = true;
+	snprintf(what, sizeof(what), "is dropped: %s", reason);
+	offence_log(&client->control->offences, "control", &client->peer, what);
+}
+
 /* One message only: other clients have their turn before the next one. */
 static void client_take_one(struct control_client *client)
 {
@@ -251,17 +311,27 @@ static void client_take_one(struct control_client *client)
 		return;
 	r = usm_varlink_reader_next(&client->reader, &message);
 	if (r > 0) {
+		/* What has come of the next message has its own time. */
+		r = client_time_message(client, false);
 		client->dispatching = true;
-		r = client_dispatch(client, message);
+		if (r >= 0)
+			r = client_dispatch(client, message);
 		client->dispatching = false;
 		json_object_put(message);
 	}
-	if (r < 0) {
-		/* Not louder: whoever may connect could fill the journal. */
-		log_debug("Control: bad message from uid %u (%s), dropping the client.",
-			  client->uid, strerror(-r));
-		client->dead = true;
-	}
+	if (r < 0)
+		client_reject(client, r);
+}
+
+static int on_message_late(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct control_client *client = userdata;
+
+	(void)source;
+	(void)usec;
+	client_reject(client, -ETIMEDOUT);
+	control_client_settle(client);
+	return 0;
 }
 
 static int on_next(sd_event_source *source, void *userdata)
@@ -317,7 +387,7 @@ static unsigned nr_clients_of(const struct control *c, uid_t uid)
 	unsigned n = 0;
 
 	list_for_each_entry(client, &c->clients, item)
-		n += client->uid == uid;
+		n += client->peer.uid == uid;
 	return n;
 }
 
@@ -329,94 +399,43 @@ static bool has_room_for(const struct control *c, uid_t uid)
 	       nr_clients_of(c, uid) < CLIENTS_PER_UID_MAX;
 }
 
-/* Takes fd over, on failure too. */
-static int client_new(struct control *c, int connection)
+static void on_connection(void *userdata, int connection, const struct ucred *peer)
 {
 	static const char full[] = "{\"error\":\"" USM_VARLINK_INTERFACE
 				   ".Failed\",\"parameters\":{\"reason\":\"too many clients are "
 				   "connected; try again later\",\"errno\":11}}";
+	struct control *c = userdata;
 	_cleanup_close_ int fd = connection;
 	sd_event *event = manager_event(c->manager);
 	struct control_client *client;
-	struct ucred peer;
-	socklen_t len = sizeof(peer);
-	int err;
 
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
-		return -errno;
-	if (!has_room_for(c, peer.uid)) {
+	if (!has_room_for(c, peer->uid)) {
 		/* As the answer to its first call; it may as well be gone already. */
 		(void)!send(fd, full, sizeof(full), MSG_NOSIGNAL | MSG_DONTWAIT);
-		return -EUSERS;
+		offence_log(&c->offences, "control", peer, "is one too many, refusing it");
+		return;
 	}
 
 	client = calloc(1, sizeof(*client));
 	if (!client)
-		return -ENOMEM;
+		return;
 	client->control = c;
 	client->fd = TAKE_FD(fd);
-	client->uid = peer.uid;
+	client->peer = *peer;
 	client->rank = CONTROL_RANK_ANYONE;
-	if (peer.uid == 0)
+	if (peer->uid == 0)
 		client->rank = CONTROL_RANK_ROOT;
-	else if (c->has_group && peer_in_group(client->fd, peer.gid, c->group))
+	else if (c->has_group && peer_in_group(client->fd, peer->gid, c->group))
 		client->rank = CONTROL_RANK_GROUP;
 	usm_varlink_reader_init(&client->reader, USM_VARLINK_REQUEST_MAX);
 	usm_varlink_writer_init(&client->writer, USM_VARLINK_QUEUE_MAX);
 	list_add_tail(&client->item, &c->clients);
 	c->nr_clients++;
 
-	err = sd_event_add_io(event, &client->io_source, client->fd, EPOLLIN, on_io, client);
-	if (err >= 0)
-		err = sd_event_add_defer(event, &client->next_source, on_next, client);
-	if (err >= 0)
-		err = sd_event_source_set_enabled(client->next_source, SD_EVENT_OFF);
-	if (err < 0)
+	if (sd_event_add_io(event, &client->io_source, client->fd, EPOLLIN, on_io, client) < 0 ||
+	    sd_event_add_defer(event, &client->next_source, on_next, client) < 0 ||
+	    sd_event_source_set_enabled(client->next_source, SD_EVENT_OFF) < 0)
 		client_free(client);
-	return err < 0 ? err : 0;
-}
-
-static int on_accept_again(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	struct control *c = userdata;
-
-	(void)source;
-	(void)usec;
-	c->accept_timer = sd_event_source_disable_unref(c->accept_timer);
-	(void)sd_event_source_set_enabled(c->listen_source, SD_EVENT_ON);
-	return 0;
-}
-
-/* Without a descriptor for it a connection stays in the queue and would wake us
- * for ever. */
-static void accept_pause(struct control *c, int err)
-{
-	log_warning_errno(err, "Cannot accept a control client: %m; trying again in a second.");
-	if (c->accept_timer ||
-	    sd_event_add_time_relative(manager_event(c->manager), &c->accept_timer, CLOCK_MONOTONIC,
-				       ACCEPT_PAUSE_USEC, 0, on_accept_again, c) < 0)
-		return;
-	(void)sd_event_source_set_enabled(c->listen_source, SD_EVENT_OFF);
-}
-
-static int on_connection(sd_event_source *source, int listen_fd, uint32_t revents, void *userdata)
-{
-	struct control *c = userdata;
-	int fd, err;
-
-	(void)source;
-	(void)revents;
-	fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0) {
-		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
-			accept_pause(c, -errno);
-		/* All else is about that one connection, which is gone. */
-		return 0;
-	}
-	err = client_new(c, fd);
-	if (err < 0)
-		log_debug("Refused a control client: %s.", strerror(-err));
-	return 0;
 }
 
 void control_refresh_group(struct control *c)
@@ -440,8 +459,7 @@ int control_new(struct manager *m, int listen_fd, struct control **ret)
 	INIT_LIST_HEAD(&c->evicts);
 	control_refresh_group(c);
 
-	err = sd_event_add_io(manager_event(m), &c->listen_source, listen_fd, EPOLLIN,
-			      on_connection, c);
+	err = acceptor_new(manager_event(m), listen_fd, "control", on_connection, c, &c->acceptor);
 	if (err < 0) {
 		control_free(c);
 		return err;
@@ -459,8 +477,7 @@ struct control *control_free(struct control *c)
 	list_for_each_entry_safe(client, following, &c->clients, item)
 		client_free(client);
 	control_async_done(c);
-	sd_event_source_disable_unref(c->accept_timer);
-	sd_event_source_disable_unref(c->listen_source);
+	acceptor_free(c->acceptor);
 	free(c);
 	return NULL;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* links: usmd/control*.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
+/* links: usmd/control*.c usmd/acceptor.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
 /*
  * The control service over real sockets, on a manager that is made up: every
  * method, who may call what, broken and hostile clients.
@@ -47,6 +47,8 @@ struct group *getgrnam(const char *name)
 
 	return strcmp(name, "usm") == 0 ? &group : NULL;
 }
+
+extern uint64_t control_message_usec, control_monitor_usec;
 
 struct fixture {
 	struct manager manager;
@@ -163,6 +165,18 @@ static void expect_(struct fixture *f, int fd, const char *request, const char *
 	assert_int_equal(f->buf[n - 1], 0);
 	if (strlen(f->buf) + 1 != (size_t)n || strcmp(f->buf, reply) != 0)
 		fail_msg("line %d: %s\n     gave %s\n expected %s", line, request, f->buf, reply);
+}
+
+/* It is told why, and dropped. */
+static void expect_reject(struct fixture *f, int fd, const char *reason, int err)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), ERROR("Failed", "\"reason\":\"%s\",\"errno\":%d"), reason, err);
+	assert_int_equal(hear(f, fd), strlen(text) + 1);
+	assert_string_equal(f->buf, text);
+	assert_int_equal(hear(f, fd), -1);
+	close(fd);
 }
 
 static void expect_gone(struct fixture *f, int fd)
@@ -603,7 +617,7 @@ static void test_broken_clients(void **state)
 	for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
 		fd = dial(f);
 		say(f, fd, bad[i]);
-		expect_gone(f, fd);
+		expect_reject(f, fd, "a message is not a JSON object with a method", EBADMSG);
 	}
 
 	/* Too long, in many pieces and without an end. */
@@ -614,7 +628,7 @@ static void test_broken_clients(void **state)
 			break;
 		pump(f);
 	}
-	expect_gone(f, fd);
+	expect_reject(f, fd, "a message is longer than 65536 bytes", EMSGSIZE);
 
 	/* As long as may be. */
 	fd = dial(f);
@@ -642,6 +656,60 @@ static void test_broken_clients(void **state)
 	expect(f, kept, CALL("GetStatus"), REPLY(STATUS));
 	close(kept);
 	free(big);
+}
+
+/* Runs the loop for so long. */
+static void run_for(struct fixture *f, uint64_t usec)
+{
+	uint64_t now, end;
+
+	sd_event_now(f->manager.event, CLOCK_MONOTONIC, &now);
+	end = now + usec;
+	while (now < end) {
+		sd_event_run(f->manager.event, end - now);
+		sd_event_now(f->manager.event, CLOCK_MONOTONIC, &now);
+	}
+}
+
+static void test_half_a_message(void **state)
+{
+	static const char call[] = CALL("GetStatus");
+	struct fixture *f = *state;
+	int fd, quiet = dial(f), monitor = dial(f);
+	char both[sizeof(call)];
+
+	control_message_usec = 200000;
+	say(f, monitor, MANAGER("Monitor") ",\"more\":true}");
+	assert_true(send(monitor, "{", 1, 0) == 1);
+
+	/* Bytes that trickle in gain no time; a whole message does. */
+	fd = dial(f);
+	assert_int_equal(send(fd, "{\"meth", 6, 0), 6);
+	run_for(f, 150000);
+	assert_int_equal(send(fd, "od\":", 4, 0), 4);
+	run_for(f, 150000);
+	expect_reject(f, fd, "half a message came, and the rest not in time", ETIMEDOUT);
+
+	/* Always in the middle of one, but each is in time. */
+	fd = dial(f);
+	assert_int_equal(send(fd, call, 20, 0), 20);
+	for (int i = 0; i < 4; i++) {
+		run_for(f, 120000);
+		memcpy(both, call + 20, sizeof(call) - 20);
+		memcpy(both + sizeof(call) - 20, call, 20);
+		assert_int_equal(send(fd, both, sizeof(call), 0), sizeof(call));
+		pump(f);
+		assert_true(hear(f, fd) > 0);
+		assert_string_equal(f->buf, REPLY(STATUS));
+	}
+	close(fd);
+
+	/* Who says nothing, or listens, has all the time. */
+	expect(f, quiet, CALL("GetStatus"), REPLY(STATUS));
+	assert_true(hear(f, monitor) > 0);
+	close(quiet);
+	close(monitor);
+	control_message_usec = 10000000;
 }
 
 static void test_many_calls_at_once(void **state)
@@ -677,6 +745,31 @@ static void test_client_that_never_reads(void **state)
 	expect(f, kept, CALL("GetStatus"), REPLY(STATUS));
 	close(fd);
 	close(kept);
+}
+
+static void test_monitor_that_never_reads(void **state)
+{
+	struct fixture *f = *state;
+	int fd = dial(f), kept = dial(f);
+	unsigned before, nr;
+
+	control_monitor_usec = 1;
+	say(f, fd, MANAGER("Monitor") ",\"more\":true}");
+	/* Its queue holds 1 MiB, and the socket's some more; an item is longer than 100 bytes. */
+	do {
+		before = f->manager.nr_status;
+		run_for(f, 100000);
+		nr = f->manager.nr_status;
+		assert_true(nr < 20000);
+	} while (nr > before);
+	assert_true(nr > 1000);
+	expect(f, kept, CALL("GetStatus"), REPLY(STATUS));
+	/* What had been sent can be read, then it is over. */
+	while (hear(f, fd) > 0)
+		;
+	expect_gone(f, fd);
+	close(kept);
+	control_monitor_usec = 1000000;
 }
 
 static void test_number_of_clients(void **state)
@@ -715,19 +808,6 @@ static void test_number_of_clients_of_a_user(void **state)
 	expect(f, fd[17], CALL("GetStatus"), REPLY(STATUS));
 	for (i = 0; i < 18; i++)
 		close(fd[i]);
-}
-
-/* Runs the loop for so long. */
-static void run_for(struct fixture *f, uint64_t usec)
-{
-	uint64_t now, end;
-
-	sd_event_now(f->manager.event, CLOCK_MONOTONIC, &now);
-	end = now + usec;
-	while (now < end) {
-		sd_event_run(f->manager.event, end - now);
-		sd_event_now(f->manager.event, CLOCK_MONOTONIC, &now);
-	}
 }
 
 static void test_monitor(void **state)
@@ -781,9 +861,11 @@ int main(void)
 		TEST(test_description_is_the_file),
 		TEST(test_oneway),
 		TEST(test_broken_clients),
+		TEST(test_half_a_message),
 		TEST(test_many_calls_at_once),
 		TEST(test_client_that_never_reads),
 		TEST(test_number_of_clients),
+		TEST(test_monitor_that_never_reads),
 		TEST(test_number_of_clients_of_a_user),
 		TEST(test_monitor),
 	};
