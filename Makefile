@@ -6,6 +6,7 @@
 # make demo        see it work on real programs (root; about two minutes)
 # make check       unit tests and the quick native tests (root; below three minutes)
 # make test        everything (root)
+# make fuzz        what reads untrusted bytes, for FUZZ_SECONDS=60 each (root; part of make test)
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
@@ -71,10 +72,16 @@ unit_srcs = $(or $(wildcard $(shell sed -n 's,^/\* links: \(.*\) \*/$$,\1,p' $(1
 BINARIES := $(if $(DAEMON_SRCS),$(BUILD)/usmd) $(if $(CTL_SRCS),$(BUILD)/usmctl) \
 	$(if $(TAGGER_SRCS),$(BUILD)/libusm-tagger.so) \
 	$(patsubst usmd/policies/%.c,$(BUILD)/policies/%.so,$(POLICY_SRCS))
+# libFuzzer is clang's; without it there is nothing to build, and the tests say so.
+FUZZ_CC      := $(shell command -v clang)
+FUZZ         := build/fuzz
+FUZZ_SECONDS ?= 60
+fuzz_objs     = $(patsubst %.c,$(FUZZ)/obj/%.o,$(1))
+FUZZERS      := $(if $(FUZZ_CC),$(patsubst tests/fuzz/%.c,$(FUZZ)/%,$(wildcard tests/fuzz/fuzz-*.c)))
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
-.PHONY: all install uninstall deps demo check test test-vm bench unit progs clean FORCE
+.PHONY: all install uninstall deps demo check test test-vm fuzz bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -82,6 +89,7 @@ PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 all: $(BINARIES)
 unit: $(UNITS)
 progs: $(PROGS)
+fuzzers: $(FUZZERS)
 
 # Objects depend on this file, which changes only when the flags do.
 $(BUILD)/flags: FORCE
@@ -130,6 +138,17 @@ $(UNIT)/test-%: $(UNIT)/obj/tests/unit/test-%.o \
 	@echo "  LINK    $@"
 	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) $(SANITIZERS) -rdynamic -o $@ $^ $(PKG_LIBS) -lcmocka -ldl -lm
 
+$(FUZZ)/obj/%.o: %.c Makefile
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  CC      $< (fuzz)"
+	$Q$(AS_OWNER) $(FUZZ_CC) $(BASE_FLAGS) -O1 -g -fsanitize=fuzzer-no-link $(SANITIZERS) -DUSM_TESTING \
+		$(PKG_CFLAGS) $(DEPFLAGS) -c -o $@ $<
+
+$(FUZZ)/fuzz-%: $(FUZZ)/obj/tests/fuzz/fuzz-%.o \
+		$$(call fuzz_objs,$$(call unit_srcs,tests/fuzz/fuzz-$$*.c))
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(FUZZ_CC) -fsanitize=fuzzer $(SANITIZERS) -pthread -o $@ $^ $(PKG_LIBS)
+
 define prog_rule
 build/tests/$(basename $(notdir $(1))): $(1)
 	@$$(AS_OWNER) mkdir -p $$(@D)
@@ -152,9 +171,15 @@ check: all unit progs
 
 test:
 	@tests/lib/deps.sh build demo test
-	@$(MAKE) --no-print-directory all unit progs
+
 	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
+	@$(MAKE) --no-print-directory all unit progs
+	@$(MAKE) --no-print-directory all unit progs fuzzers
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
+	@chown -R --reference=. build
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
 	@tests/lib/run.sh all
+fuzz: fuzzers
 
 test-vm:
 	@tests/lib/deps.sh build test

@@ -10,7 +10,7 @@ shift
 results=build/results
 passed=0 failed=0 skipped=0
 declare -A ran=([unit]=0 [native]=0)
-[ "$mode" = quick ] || [ $# -gt 0 ] || ran[vm]=0
+[ "$mode" = quick ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[vm]=0
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
@@ -65,6 +65,12 @@ for f in "${files[@]}"; do
 	BATS_TEST_TIMEOUT=900 bats --tap --timing "$f" </dev/null 2>&1 | tee "$results/$name.tap"
 	count "$results/$name.tap" "${PIPESTATUS[0]}" native
 done
+
+if [ -n "${ran[fuzz]:-}" ]; then
+	echo "# fuzz: what reads untrusted bytes"
+	tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" </dev/null | tee "$results/fuzz.tap"
+	count "$results/fuzz.tap" "${PIPESTATUS[0]}" fuzz
+fi
 
 if [ -n "${ran[vm]:-}" ]; then
 	echo "# vm: Debian 12's kernel (the image is made at the first time)"
