@@ -186,6 +186,33 @@ static int make_ops(struct core *c, struct connection *conn)
 	return 0;
 }
 
+/* Is this the record of the forked child that read this nonce from its marker page? */
+static bool is_awaited(const struct process *p, uint64_t nonce)
+{
+	return nonce && atomic_load(&p->shared->state) == PROCESS_LIVE && p->shared->is_child &&
+	       !p->shared->attached && p->shared->nonce == nonce;
+}
+
+/* Nobody but a child of a managed program knows a nonce. */
+static bool awaits_child(struct core *c, uint64_t nonce)
+{
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++)
+		if (is_awaited(&c->process[i], nonce))
+			return true;
+	return false;
+}
+
+static struct process *find_child(struct core *c, uint64_t nonce)
+{
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
+		struct process *p = &c->process[i];
+
+		if (is_awaited(p, nonce) && !atomic_exchange(&p->claimed, true))
+			return process_get(c, i, p->generation);
+	}
+	return NULL;
+}
+
 static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 {
 	struct attach *a = conn->attach;
@@ -213,7 +240,11 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 	conn->info.pid = conn->peer.pid;
 	if (atomic_load(&a->core->stopping))
 		return refuse(conn, "usmd is stopping");
-	if (!conn->is_child) {
+	if (conn->is_child) {
+		/* Its parent was admitted, and it has the parent's rights here. */
+		if (!awaits_child(a->core, m->nonce))
+			return refuse(conn, "its parent is not managed any more");
+	} else {
 		r = a->ops.admit(a->ops.userdata, &conn->info, exe, &conn->pool, text, sizeof(text));
 		if (r < 0)
 			return refuse(conn, text);
@@ -238,20 +269,6 @@ static bool is_userfaultfd(int fd)
 		return false;
 	link[n] = '\0';
 	return strstr(link, "[userfaultfd]");
-}
-
-/* The record of the forked child that read this nonce from its marker page. */
-static struct process *find_child(struct core *c, uint64_t nonce)
-{
-	for (uint32_t i = 0; nonce && i < arena_processes(c->arena); i++) {
-		struct process *p = &c->process[i];
-
-		if (atomic_load(&p->shared->state) == PROCESS_LIVE && p->shared->is_child &&
-		    !p->shared->attached && p->shared->nonce == nonce &&
-		    !atomic_exchange(&p->claimed, true))
-			return process_get(c, i, p->generation);
-	}
-	return NULL;
 }
 
 static int take_areas(struct core *c, struct process *p, const struct usm_attach_msg *m, int u2)
@@ -529,6 +546,11 @@ static void on_connect(void *userdata, int fd, const struct ucred *peer)
 	struct connection *conn = room ? calloc(1, sizeof(*conn)) : NULL;
 
 	if (!conn) {
+		struct attach_packet p;
+
+		/* With its HELLO unread it would see the end alone, and not why. */
+		if (attach_packet_receive(fd, &p) > 0)
+			attach_packet_done(&p);
 		refuse_at(fd, "too many programs are being attached at this moment");
 		close(fd);
 		if (!room)

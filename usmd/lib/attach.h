@@ -9,12 +9,14 @@
  * the program's own threads never use this socket.
  *
  *   agent                                daemon
- *   HELLO {flags}                   ->         peer checked (SO_PEERCRED, pidfd)
+ *   (a CHILD reads the nonce from its marker page)
+ *   HELLO {flags, CHILD: nonce}     ->         peer checked (SO_PEERCRED, pidfd); a CHILD:
+ *                                              its fork is known by the nonce
  *                                   <-   FDS {nr_batch, evict_modes} [dev, ops]
  *                                        or REFUSE {text}: run unmanaged
  *   (ioctl(dev, NEW) twice: u1 carries faults and events, u2 only guards trash;
  *    a CHILD makes u2 only: its u1 was made by the FORK event.  Maps ops,
- *    staging, trash; a CHILD then reads the nonce from its marker page.)
+ *    staging, trash.)
  *   READY {staging, trash, marker, nonce, tid} [u1, u2] (CHILD: [u2]) ->
  *                                        UFFDIO_API, REGISTER, first scan
  *                                   <-   GO  (CHILD: [u1])  or REFUSE
@@ -39,7 +41,7 @@
 #endif
 
 #define USM_ATTACH_MAGIC   0x75736d61u /* "usma" */
-#define USM_ATTACH_VERSION 1
+#define USM_ATTACH_VERSION 2 /* 2: a CHILD says its nonce in HELLO, too */
 #define USM_ATTACH_SOCKET  "attach" /* name inside the runtime directory */
 
 #define USM_PAGE_SIZE 4096ul
@@ -78,7 +80,7 @@ struct usm_attach_msg {
 	uint64_t staging;   /* READY: USM_OPS_BATCH pages */
 	uint64_t trash;     /* READY: USM_OPS_BATCH pages */
 	uint64_t marker;    /* READY: one page, MADV_WIPEONFORK, same address in children */
-	uint64_t nonce;     /* READY of a CHILD: read from the marker page; REJOIN: identity */
+	uint64_t nonce;     /* HELLO and READY of a CHILD: read from the marker page; REJOIN: identity */
 	uint64_t tcb;       /* READY: control block (fs base) of the attaching thread */
 	uint64_t reserved[2];
 	char text[128];     /* REFUSE: the reason, NUL-terminated */

@@ -178,13 +178,32 @@ static int new_userfaultfd(int dev)
 	return (int)sys3(SYS_ioctl, dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 }
 
+/* The marker is a fresh page since the fork: the daemon answers this fault with the nonce.  -ESRCH:
+ * the parent was released meanwhile. */
+static int read_nonce(const struct usm_agent *a, uint64_t *ret)
+{
+	uint64_t nonce = *(const volatile uint64_t *)a->marker;
+
+	if (nonce == 0)
+		return -ESRCH;
+	*ret = nonce;
+	return 0;
+}
+
 static int hello(struct usm_agent *a, char reason[128])
 {
 	struct usm_attach_msg m;
 	int fds[2] = { -1, -1 }, r;
 
 	message_init(&m, USM_ATTACH_HELLO);
-	m.flags = a->child ? USM_ATTACH_F_CHILD : 0;
+	if (a->child) {
+		m.flags = USM_ATTACH_F_CHILD;
+		r = read_nonce(a, &m.nonce);
+		if (r < 0) {
+			set_reason(reason, "", NULL);
+			return r;
+		}
+	}
 	r = usm_message_send(a->sock, &m, sizeof(m), NULL, 0);
 	if (r == 0)
 		r = receive(a, &m, fds);
@@ -227,11 +246,10 @@ static int ready(struct usm_agent *a, char reason[128])
 	m.tcb = a->tcb;
 	m.tid = (int32_t)sys0(SYS_gettid);
 	if (a->child) {
-		/* A fresh page since the fork: the daemon answers this fault with the nonce. */
-		m.nonce = *(const volatile uint64_t *)a->marker;
-		if (m.nonce == 0) {
-			set_reason(reason, "", NULL); /* the parent was released meanwhile */
-			return -ESRCH;
+		r = read_nonce(a, &m.nonce);
+		if (r < 0) {
+			set_reason(reason, "", NULL);
+			return r;
 		}
 	} else {
 		fds[nr++] = a->u1;
