@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 
-#include "lib/cleanup.h"
+#include "closer.h"
 #include "lib/log.h"
 
 /* How long to leave connections waiting when there is no descriptor for one. */
@@ -18,7 +18,7 @@ struct acceptor {
 	const char *name;
 	acceptor_accepted_t accepted;
 	void *userdata;
-	bool is_short; /* of descriptors: said once, until a connection is accepted again */
+	bool is_away; /* said once, until a connection is accepted again */
 };
 
 static int on_again(sd_event_source *source, uint64_t usec, void *userdata)
@@ -34,10 +34,10 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata)
 
 static void look_away(struct acceptor *a, int err)
 {
-	if (!a->is_short)
+	if (!a->is_away)
 		log_warning_errno(err, "Cannot accept %s clients: %m; trying again each second.",
 				  a->name);
-	a->is_short = true;
+	a->is_away = true;
 	if (a->timer ||
 	    sd_event_add_time_relative(sd_event_source_get_event(a->listen), &a->timer,
 				       CLOCK_MONOTONIC, PAUSE_USEC, 0, on_again, a) < 0)
@@ -50,10 +50,14 @@ static int on_connection(sd_event_source *source, int listen_fd, uint32_t revent
 	struct acceptor *a = userdata;
 	struct ucred peer;
 	socklen_t len = sizeof(peer);
-	_cleanup_close_ int fd = -1;
+	int fd;
 
 	(void)source;
 	(void)revents;
+	if (closer_is_behind()) {
+		look_away(a, -EBUSY);
+		return 0;
+	}
 	fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0) {
 		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
@@ -61,10 +65,12 @@ static int on_connection(sd_event_source *source, int listen_fd, uint32_t revent
 		/* All else is about that one connection, which is gone. */
 		return 0;
 	}
-	a->is_short = false;
+	a->is_away = false;
+	/* Without a pid it is of another pid namespace: nothing could be found out about it. */
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.pid <= 0)
-		return 0; /* of another pid namespace: nothing could be found out about it */
-	a->accepted(a->userdata, TAKE_FD(fd), &peer);
+		closer_close(fd);
+	else
+		a->accepted(a->userdata, fd, &peer);
 	return 0;
 }
 

@@ -2,7 +2,7 @@
 /*
  * A listening socket on the event loop: accepts one connection a turn and finds out whose it
  * is.  When there is no descriptor for a connection, which then stays in the queue and would wake
- * the loop for ever, it looks away for a second.
+ * the loop for ever, or while too many descriptors wait to be closed, it looks away for a second.
  */
 #pragma once
 
@@ -11,7 +11,7 @@
 
 struct acceptor;
 
-/* fd (non-blocking) is the callee's, also where it does not want it. */
+/* fd (non-blocking) is the callee's, also where it does not want it: closer_close(). */
 typedef void (*acceptor_accepted_t)(void *userdata, int fd, const struct ucred *peer);
 
 /* name: "control", in log lines.  listen_fd stays the caller's.  -errno. */

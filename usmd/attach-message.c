@@ -5,18 +5,12 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #define USER_SPACE_END (1ull << 47)
 
-union control {
-	char buf[CMSG_SPACE(ATTACH_MESSAGE_FDS * sizeof(int))];
-	struct cmsghdr align;
-};
-
 int attach_message_send(int fd, struct usm_attach_msg *m, const int *fds, unsigned n)
 {
-	union control control = {0};
+	union closer_control control = {0};
 	struct iovec iov = {.iov_base = m, .iov_len = sizeof(*m)};
 	struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1};
 
@@ -53,7 +47,7 @@ static void take_descriptors(struct attach_packet *p, struct msghdr *h)
 int attach_packet_receive(int fd, struct attach_packet *ret)
 {
 	struct attach_packet p = {};
-	union control control;
+	union closer_control control;
 	struct iovec iov = {.iov_base = &p.m, .iov_len = sizeof(p.m)};
 	struct msghdr h = {
 		.msg_iov = &iov,
@@ -81,8 +75,7 @@ int attach_packet_receive(int fd, struct attach_packet *ret)
 void attach_packet_done(struct attach_packet *p)
 {
 	for (unsigned i = 0; i < p->nr_fds; i++)
-		if (p->fds[i] >= 0)
-			close(p->fds[i]);
+		closer_close(p->fds[i]);
 	p->nr_fds = 0;
 }
 

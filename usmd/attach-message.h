@@ -5,10 +5,11 @@
  */
 #pragma once
 
+#include "closer.h"
 #include "lib/attach.h"
 
-/* READY has two; what a peer sends beyond this the kernel throws away. */
-#define ATTACH_MESSAGE_FDS 4
+/* READY has two; all that may come are taken in, as closer.h says. */
+#define ATTACH_MESSAGE_FDS CLOSER_MESSAGE_FDS
 
 /* What a connection has said until now. */
 enum attach_step {
@@ -29,7 +30,7 @@ int attach_message_send(int fd, struct usm_attach_msg *m, const int *fds, unsign
 /*
  * 1: *ret is a packet of the right size, to be ended by attach_packet_done().  0: the peer has
  * closed, or has sent an empty packet, which looks the same.  -EAGAIN: nothing is there.
- * -EBADMSG: a packet of the wrong size, or with too many descriptors.  -errno of the socket.
+ * -EBADMSG: a packet of the wrong size, or descriptors were lost.  -errno of the socket.
  * Unless 1 is returned *ret has nothing that must be ended.
  */
 int attach_packet_receive(int fd, struct attach_packet *ret);

@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include "closer.h"
 #include "control-internal.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
@@ -37,7 +38,7 @@ static struct control_client *client_free(struct control_client *client)
 	usm_varlink_writer_done(&client->writer);
 	list_del(&client->item);
 	client->control->nr_clients--;
-	close(client->fd);
+	closer_close(client->fd);
 	free(client);
 	return NULL;
 }
@@ -399,13 +400,12 @@ static bool has_room_for(const struct control *c, uid_t uid)
 	       nr_clients_of(c, uid) < CLIENTS_PER_UID_MAX;
 }
 
-static void on_connection(void *userdata, int connection, const struct ucred *peer)
+static void on_connection(void *userdata, int fd, const struct ucred *peer)
 {
 	static const char full[] = "{\"error\":\"" USM_VARLINK_INTERFACE
 				   ".Failed\",\"parameters\":{\"reason\":\"too many clients are "
 				   "connected; try again later\",\"errno\":11}}";
 	struct control *c = userdata;
-	_cleanup_close_ int fd = connection;
 	sd_event *event = manager_event(c->manager);
 	struct control_client *client;
 
@@ -413,14 +413,17 @@ static void on_connection(void *userdata, int connection, const struct ucred *pe
 		/* As the answer to its first call; it may as well be gone already. */
 		(void)!send(fd, full, sizeof(full), MSG_NOSIGNAL | MSG_DONTWAIT);
 		offence_log(&c->offences, "control", peer, "is one too many, refusing it");
+		closer_close(fd);
 		return;
 	}
 
 	client = calloc(1, sizeof(*client));
-	if (!client)
+	if (!client) {
+		closer_close(fd);
 		return;
+	}
 	client->control = c;
-	client->fd = TAKE_FD(fd);
+	client->fd = fd;
 	client->peer = *peer;
 	client->rank = CONTROL_RANK_ANYONE;
 	if (peer->uid == 0)
@@ -428,6 +431,7 @@ static void on_connection(void *userdata, int connection, const struct ucred *pe
 	else if (c->has_group && peer_in_group(client->fd, peer->gid, c->group))
 		client->rank = CONTROL_RANK_GROUP;
 	usm_varlink_reader_init(&client->reader, USM_VARLINK_REQUEST_MAX);
+	client->reader.receive = closer_recv;
 	usm_varlink_writer_init(&client->writer, USM_VARLINK_QUEUE_MAX);
 	list_add_tail(&client->item, &c->clients);
 	c->nr_clients++;

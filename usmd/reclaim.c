@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "closer.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "operation.h"
@@ -35,6 +36,8 @@
 /* How long faults wait for pages that madvise() is just giving back (scan.c), before it counts
  * as if nothing could leave. */
 #define REMOVED_NSEC 500000000ull
+/* Messages of one agent that are read in a turn: it sends one for each operation. */
+#define AGENT_MESSAGES 16u
 /* A program of low priority keeps this many pages while others have any. */
 #define PRIORITY_FLOOR 256
 
@@ -48,11 +51,12 @@ static void broadcast(struct reclaim *r)
 static void agent_readable(struct reclaim *r, struct process *p)
 {
 	struct usm_attach_msg m;
-	ssize_t n;
+	ssize_t n = 1;
 
-	while ((n = recv(p->shared->sock, &m, sizeof(m), MSG_DONTWAIT)) > 0)
-		;
-	if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+	/* What it says does not count.  It may say it without end: then the others have their turn. */
+	for (unsigned i = 0; i < AGENT_MESSAGES && n > 0; i++)
+		n = closer_recv(p->shared->sock, &m, sizeof(m));
+	if (n == 0 || (n < 0 && n != -EAGAIN)) {
 		epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, p->shared->sock, NULL);
 		p->evict.in_epoll = false;
 		process_gone(p);

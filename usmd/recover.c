@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "closer.h"
 #include "attach.h"
 #include "event.h"
 #include "kill-point.h"
@@ -99,7 +100,7 @@ void recover_close_descriptors(const uint8_t *stale, unsigned n)
 {
 	for (unsigned fd = 0; fd < n; fd++)
 		if (stale[fd])
-			close((int)fd);
+			closer_close((int)fd); /* of whom it was is not known */
 }
 
 static int add_resident(struct scan *s, uint64_t vpn, uint32_t frame, bool evicting)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* links: usmd/control*.c usmd/acceptor.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/parse.c */
+/* links: usmd/control*.c usmd/acceptor.c usmd/closer.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/parse.c */
 /*
  * Any bytes to the control socket, as root: the whole service on a manager that is made up.  The
  * first byte says how long the pieces are in which they come.  Replies are whole JSON objects,
@@ -20,6 +20,8 @@
 /* No request is longer, and an input with two of that length tells no more. */
 #define INPUT_MAX (2 * USM_VARLINK_REQUEST_MAX)
 #define PIECE_UNIT 16
+
+extern unsigned closer_threads_max;
 
 static struct manager manager;
 static struct control *control;
@@ -48,6 +50,7 @@ static void begin(void)
 
 	if (control)
 		return;
+	closer_threads_max = 0;
 	fake_manager_init(&manager);
 	manager.evict_at_once = true;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);

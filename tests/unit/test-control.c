@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* links: usmd/control*.c usmd/acceptor.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
+/* links: usmd/control*.c usmd/acceptor.c usmd/closer.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
 /*
  * The control service over real sockets, on a manager that is made up: every
  * method, who may call what, broken and hostile clients.

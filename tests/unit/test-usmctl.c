@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* links: usmd/control*.c usmd/acceptor.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
+/* links: usmd/control*.c usmd/acceptor.c usmd/closer.c usmd/offence.c usmd/lib/varlink.c usmd/lib/fields.c usmd/lib/log.c usmd/lib/parse.c */
 /*
  * usmctl as a user meets it, against the control service on a made-up manager:
  * what it prints, how it ends, what "run" checks.  Takes the usmctl that $USMCTL

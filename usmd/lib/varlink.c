@@ -20,7 +20,17 @@ void usm_varlink_reader_init(struct usm_varlink_reader *r, size_t max_bytes)
 void usm_varlink_reader_done(struct usm_varlink_reader *r)
 {
 	free(r->buf);
-	*r = (struct usm_varlink_reader){ .max = r->max };
+	*r = (struct usm_varlink_reader){ .max = r->max, .receive = r->receive };
+}
+
+static ssize_t receive(int fd, void *buf, size_t size)
+{
+	ssize_t n;
+
+	do
+		n = recv(fd, buf, size, 0);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
 }
 
 int usm_varlink_reader_fill(struct usm_varlink_reader *r, int fd)
@@ -41,11 +51,9 @@ int usm_varlink_reader_fill(struct usm_varlink_reader *r, int fd)
 		r->size = size;
 	}
 
-	do
-		n = recv(fd, r->buf + r->len, r->size - r->len, 0);
-	while (n < 0 && errno == EINTR);
+	n = (r->receive ?: receive)(fd, r->buf + r->len, r->size - r->len);
 	if (n < 0)
-		return -errno;
+		return (int)n;
 
 	r->len += (size_t)n;
 	return (int)n;

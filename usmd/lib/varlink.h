@@ -10,6 +10,7 @@
 #include <json-c/json.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 #define USM_VARLINK_INTERFACE "io.usmd.Manager"
 #define USM_VARLINK_SOCKET    "io.usmd.Manager" /* name inside the runtime directory */
@@ -25,6 +26,8 @@ struct usm_varlink_reader {
 	size_t size;    /* bytes allocated */
 	size_t scanned; /* bytes of buf known to hold no NUL */
 	size_t max;     /* longest message, without its NUL */
+	/* Instead of recv() without flags, for who has more to do there; bytes or -errno. */
+	ssize_t (*receive)(int fd, void *buf, size_t size);
 };
 
 void usm_varlink_reader_init(struct usm_varlink_reader *r, size_t max_bytes);
