@@ -104,7 +104,7 @@ int attach_packet_check(const struct attach_packet *p, enum attach_step step)
 		return -EPROTONOSUPPORT;
 	switch (p->m.type) {
 	case USM_ATTACH_HELLO:
-		return step == ATTACH_SILENT ? 0 : -EBADMSG;
+		return step == ATTACH_SILENT && p->nr_fds == 0 ? 0 : -EBADMSG;
 	case USM_ATTACH_READY:
 		return check_ready(p, step);
 	case USM_ATTACH_REJOIN:

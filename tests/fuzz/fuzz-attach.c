@@ -37,7 +37,7 @@ static bool take(const struct attach_packet *p, enum attach_step *step)
 		return false;
 	FUZZ_CHECK(p->m.magic == USM_ATTACH_MAGIC && p->m.version == USM_ATTACH_VERSION);
 	if (p->m.type == USM_ATTACH_HELLO) {
-		FUZZ_CHECK(*step == ATTACH_SILENT);
+		FUZZ_CHECK(*step == ATTACH_SILENT && p->nr_fds == 0);
 		*step = p->m.flags & USM_ATTACH_F_CHILD ? ATTACH_GREETED_CHILD : ATTACH_GREETED;
 		return true;
 	}

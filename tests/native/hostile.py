@@ -7,10 +7,14 @@ hostile.py DIR WHAT [N]: connects to the sockets in DIR, does WHAT, and says in 
 on until their input ends.
 """
 import array
+import ctypes
+import fcntl
 import json
+import mmap
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import sys
@@ -23,6 +27,7 @@ MESSAGE = struct.Struct('=IHHIIIiQQQQQQQ128s')
 MAGIC, VERSION = 0x75736d61, 2
 HELLO, REFUSE, READY, DONE = 1, 3, 4, 7
 CHILD = 1
+USERFAULTFD_IOC_NEW = 0xaa00
 
 directory = sys.argv[1]
 
@@ -211,5 +216,77 @@ def silent(n):
     hold()
 
 
-what = {f.__name__: f for f in (garbage, large, half, crowd, deaf, packets, silent)}
+def lingering(kept):
+    """A descriptor whose last close() waits for a minute, for a peer that reads nothing."""
+    listener = socket.socket()
+    listener.bind(('127.0.0.1', 0))
+    listener.listen()
+    s = socket.create_connection(listener.getsockname())
+    kept.append(listener.accept()[0])
+    s.setblocking(False)
+    try:
+        while True:
+            s.send(b' ' * 65536)
+    except BlockingIOError:
+        pass
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 60))
+    return s
+
+
+def linger(n):
+    """Passes descriptors over each socket, n times: with what will be read, and with what will not
+    be because there was something wrong before it. The daemon must be stopped meanwhile, or the
+    last close() would be ours at times."""
+    kept = []
+    for _ in range(n):
+        for dial, data in ((control, b'x\0'), (attach, message(99))):
+            s = dial()
+            for _ in range(2):
+                with lingering(kept) as passed:
+                    s.sendmsg([data], rights([passed.fileno()]))
+            s.close()
+    print('passed', len(kept))
+    hold()
+
+
+def sender(s, start):
+    """Sends without end, in a process of its own."""
+    signal.alarm(60)
+    os.read(start, 1)
+    done = message(DONE)
+    try:
+        while True:
+            s.send(done)
+    except OSError:
+        os._exit(0)
+
+
+def flood(n):
+    """A managed program without a true agent, n processes of which send for it without end."""
+    s = attach()
+    s.settimeout(None)
+    start, begin = os.pipe()
+    senders = []
+    for _ in range(n):
+        pid = os.fork()
+        if pid == 0:
+            sender(s, start)
+        senders.append(pid)
+    s.send(message(HELLO))
+    data, fds, _, _ = socket.recv_fds(s, 4096, 4)
+    u = [fcntl.ioctl(fds[0], USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(2)]
+    areas = [mmap.mmap(-1, pages * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+             for pages in (256, 256, 1)]
+    staging, trash, marker = (ctypes.addressof(ctypes.c_char.from_buffer(a)) for a in areas)
+    s.sendmsg([message(READY, staging=staging, trash=trash, marker=marker)], rights(u))
+    print('answer', refusal(s))
+    os.write(begin, b' ' * n)
+    try:
+        hold()
+    finally:
+        for pid in senders:
+            os.kill(pid, signal.SIGKILL)
+
+
+what = {f.__name__: f for f in (garbage, large, half, crowd, deaf, packets, silent, linger, flood)}
 what[sys.argv[2]](*map(int, sys.argv[3:]))

@@ -59,10 +59,15 @@ assert_well() {
 
 # Nothing is left of those who are gone, and the program reads all of its memory back.
 assert_clean() {
-	local before
-
 	assert_well
 	wait_for 15 fds_are_back || { ls -l "/proc/$ENGINE/fd"; return 1; }
+	check_hold
+}
+
+# It reads all of its memory.
+check_hold() {
+	local before
+
 	before=$(grep -c ok "$T/out" || :)
 	echo check >&4
 	wait_for 60 hold_answered "$before" || { cat "$T/err"; return 1; }
@@ -185,8 +190,8 @@ said() {
 	grep -qx "version .*of another version than usmd" <<< "$output"
 	# This user has no "allow" line, and saying to be a forked child makes up for none.
 	grep -qx "hello-twice no 'allow .*" <<< "$output"
-	grep -qx "child its parent is not managed any more; nothing" <<< "$output"
-	grep -qx "nonce its parent is not managed any more; nothing" <<< "$output"
+	grep -qx "child its parent is not managed any more.*" <<< "$output"
+	grep -qx "nonce its parent is not managed any more.*" <<< "$output"
 	fds_are_back || { ls -l "/proc/$ENGINE/fd"; return 1; }
 	assert_logged 10 10 "attach client of uid .*does not keep to the protocol"
 
@@ -215,4 +220,44 @@ said() {
 	wait_for 20 fds_are_back
 	hostile_end
 	assert_clean
+}
+
+# --- both ----------------------------------------------------------------------------------------
+
+@test "descriptors whose close takes a minute keep nobody waiting, nor the next engine" {
+	kill -STOP "$ENGINE"
+	hostile_start $UNPRIVILEGED linger 12
+	kill -CONT "$ENGINE"
+	[ "$(said passed)" -eq 48 ]
+	assert_well
+	run -0 managed root 30 "$T/bin/hold" 1 < /dev/null
+	assert_logged 2 2 " is managed by "
+	kill -KILL "$ENGINE"
+	wait_for 5 engine_is_new
+	check_hold
+	assert_well
+	hostile_end
+	assert_clean
+}
+
+engine_is_new() {
+	ENGINE=$(USMCTL_TIMEOUT=2 status enginePid) && [ "$(status engineRestarts)" -eq 1 ]
+}
+
+@test "attach: an agent that sends without end keeps no other program waiting" {
+	hostile_start root flood 4
+	[ "$(said answer)" = message ]
+	[ "$(status processes)" -eq 2 ]
+	for _ in 1 2 3; do
+		assert_well
+		run -0 usmctl evict hold --pages 200
+		check_hold
+	done
+	hostile_end || :
+	wait_for 15 one_process
+	assert_clean
+}
+
+one_process() {
+	[ "$(status processes)" -eq 1 ]
 }
