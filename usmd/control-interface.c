@@ -204,7 +204,9 @@ const char control_manager_description[] =
 	"\n"
 	"error NotPermitted (reason: string)\n"
 	"\n"
-	"# errno: the Linux error number of what failed.\n"
+	"# errno: the Linux error number of what failed.  It is also the last reply to a\n"
+	"# client that sent what is no call, a message of more than 64 KiB, or half a one\n"
+	"# and nothing more for ten seconds.\n"
 	"error Failed (reason: string, errno: int)\n";
 
 const char control_service_description[] =

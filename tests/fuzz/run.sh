@@ -12,13 +12,13 @@ export RUNS_MIN=$((SECONDS_EACH * 20))
 
 fuzz() {
 	local name=$1 t=build/fuzz/fuzz-$1 log=build/results/fuzz-$1.log found=build/fuzz/corpus/$1
-	local dict=tests/fuzz/$1.dict status runs cover problem=""
+	local options=() status runs cover problem=""
 
 	mkdir -p "$found"
+	[ ! -e "tests/fuzz/$name.dict" ] || options=("-dict=tests/fuzz/$name.dict")
 	timeout -k 10 $((SECONDS_EACH + 120)) "$t" -max_total_time="$SECONDS_EACH" -timeout=20 \
 		-rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="build/results/fuzz-$name-" \
-		$([ ! -e "$dict" ] || echo "-dict=$dict") "$found" "tests/fuzz/corpus/$name" \
-		</dev/null >"$log" 2>&1
+		"${options[@]}" "$found" "tests/fuzz/corpus/$name" </dev/null >"$log" 2>&1
 	status=$?
 	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
 	cover=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
