@@ -68,7 +68,7 @@ static int on_connection(sd_event_source *source, int listen_fd, uint32_t revent
 	a->is_away = false;
 	/* Without a pid it is of another pid namespace: nothing could be found out about it. */
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.pid <= 0)
-		closer_close(fd);
+		closer_hang_up(fd);
 	else
 		a->accepted(a->userdata, fd, &peer);
 	return 0;

@@ -11,7 +11,7 @@
 
 struct acceptor;
 
-/* fd (non-blocking) is the callee's, also where it does not want it: closer_close(). */
+/* fd (non-blocking) is the callee's, also where it does not want it: closer_hang_up(). */
 typedef void (*acceptor_accepted_t)(void *userdata, int fd, const struct ucred *peer);
 
 /* name: "control", in log lines.  listen_fd stays the caller's.  -errno. */

@@ -74,7 +74,7 @@ static void connection_free(struct connection *conn)
 {
 	sd_event_source_disable_unref(conn->io);
 	sd_event_source_disable_unref(conn->timer);
-	closer_close(conn->fd);
+	closer_hang_up(conn->fd);
 	if (conn->pidfd >= 0)
 		close(conn->pidfd);
 	if (conn->opsfd >= 0)
@@ -552,7 +552,7 @@ static void on_connect(void *userdata, int fd, const struct ucred *peer)
 		if (attach_packet_receive(fd, &p) > 0)
 			attach_packet_done(&p);
 		refuse_at(fd, "too many programs are being attached at this moment");
-		closer_close(fd);
+		closer_hang_up(fd);
 		if (!room)
 			offence_log(&a->offences, "attach", peer,
 				    "is one too many in the middle of a handshake, refusing it");

@@ -83,6 +83,13 @@ void closer_close(int fd)
 		close(fd);
 }
 
+void closer_hang_up(int fd)
+{
+	if (fd >= 0)
+		shutdown(fd, SHUT_RDWR);
+	closer_close(fd);
+}
+
 bool closer_is_behind(void)
 {
 	bool behind;

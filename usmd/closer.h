@@ -23,6 +23,8 @@
 
 /* Takes fd over; -1 is nothing.  At once where the queue is full, or no thread can be had. */
 void closer_close(int fd);
+/* The same for a connected socket, whose peer sees the end of file at once. */
+void closer_hang_up(int fd);
 /* Do so many wait that no more should be accepted? */
 bool closer_is_behind(void);
 

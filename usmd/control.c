@@ -38,7 +38,7 @@ static struct control_client *client_free(struct control_client *client)
 	usm_varlink_writer_done(&client->writer);
 	list_del(&client->item);
 	client->control->nr_clients--;
-	closer_close(client->fd);
+	closer_hang_up(client->fd);
 	free(client);
 	return NULL;
 }
@@ -413,13 +413,13 @@ static void on_connection(void *userdata, int fd, const struct ucred *peer)
 		/* As the answer to its first call; it may as well be gone already. */
 		(void)!send(fd, full, sizeof(full), MSG_NOSIGNAL | MSG_DONTWAIT);
 		offence_log(&c->offences, "control", peer, "is one too many, refusing it");
-		closer_close(fd);
+		closer_hang_up(fd);
 		return;
 	}
 
 	client = calloc(1, sizeof(*client));
 	if (!client) {
-		closer_close(fd);
+		closer_hang_up(fd);
 		return;
 	}
 	client->control = c;

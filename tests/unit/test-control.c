@@ -64,6 +64,8 @@ static int setup(void **state)
 
 	assert_non_null(f);
 	usm_log_set_level(LOG_ERR);
+	control_message_usec = 10000000;
+	control_monitor_usec = 1000000;
 	f->buf = malloc(REPLY_MAX);
 	fake_manager_init(&f->manager);
 	f->address.sun_family = AF_UNIX;
@@ -678,23 +680,23 @@ static void test_half_a_message(void **state)
 	int fd, quiet = dial(f), monitor = dial(f);
 	char both[sizeof(call)];
 
-	control_message_usec = 200000;
+	control_message_usec = 2000000;
 	say(f, monitor, MANAGER("Monitor") ",\"more\":true}");
 	assert_true(send(monitor, "{", 1, 0) == 1);
 
 	/* Bytes that trickle in gain no time; a whole message does. */
 	fd = dial(f);
 	assert_int_equal(send(fd, "{\"meth", 6, 0), 6);
-	run_for(f, 150000);
+	run_for(f, 1500000);
 	assert_int_equal(send(fd, "od\":", 4, 0), 4);
-	run_for(f, 150000);
+	run_for(f, 1500000);
 	expect_reject(f, fd, "half a message came, and the rest not in time", ETIMEDOUT);
 
 	/* Always in the middle of one, but each is in time. */
 	fd = dial(f);
 	assert_int_equal(send(fd, call, 20, 0), 20);
-	for (int i = 0; i < 4; i++) {
-		run_for(f, 120000);
+	for (int i = 0; i < 5; i++) {
+		run_for(f, 500000);
 		memcpy(both, call + 20, sizeof(call) - 20);
 		memcpy(both + sizeof(call) - 20, call, 20);
 		assert_int_equal(send(fd, both, sizeof(call), 0), sizeof(call));
@@ -709,7 +711,6 @@ static void test_half_a_message(void **state)
 	assert_true(hear(f, monitor) > 0);
 	close(quiet);
 	close(monitor);
-	control_message_usec = 10000000;
 }
 
 static void test_many_calls_at_once(void **state)
@@ -769,7 +770,6 @@ static void test_monitor_that_never_reads(void **state)
 		;
 	expect_gone(f, fd);
 	close(kept);
-	control_monitor_usec = 1000000;
 }
 
 static void test_number_of_clients(void **state)
