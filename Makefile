@@ -171,15 +171,13 @@ check: all unit progs
 
 test:
 	@tests/lib/deps.sh build demo test
-
-	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
-	@$(MAKE) --no-print-directory all unit progs
 	@$(MAKE) --no-print-directory all unit progs fuzzers
+	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
-	@chown -R --reference=. build
-	@tests/fuzz/run.sh $(FUZZ_SECONDS)
-	@tests/lib/run.sh all
+
 fuzz: fuzzers
+	@tests/fuzz/run.sh $(FUZZ_SECONDS)
+	@chown -R --reference=. build
 
 test-vm:
 	@tests/lib/deps.sh build test

@@ -334,6 +334,8 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	if (!p)
 		return refuse(conn, "usmd manages as many processes as it can");
 	atomic_store(&p->claimed, true);
+	/* As soon as it is published, the janitor may find that it has ended. */
+	atomic_fetch_add(&p->users, 1);
 	s = p->shared;
 	KILL_POINT("attach-begun");
 	memcpy(s->name, conn->info.name, sizeof(s->name));
@@ -381,6 +383,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 		atomic_store(&p->release, true);
 		atomic_store(&p->claimed, false);
 		process_gone(p);
+		process_put(p);
 		return refuse(conn, "usmd could not register its memory");
 	}
 	s->pidfd = conn->pidfd;
@@ -400,6 +403,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	reclaim_add(p);
 	if (a->ops.attached)
 		a->ops.attached(a->ops.userdata, p);
+	process_put(p);
 	return r;
 }
 

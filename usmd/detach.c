@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "closer.h"
 #include "detach.h"
 #include "event.h"
 #include "family.h"
@@ -115,7 +116,8 @@ void detach_dead(struct core *c, struct process *p)
 	close_fd(&p->scan.pagemap_fd);
 	KILL_POINT("detach-closing");
 	close_fd(&s->uffd);
-	close_fd(&s->sock);
+	closer_hang_up(s->sock);
+	s->sock = -1;
 	close_fd(&s->opsfd);
 	close_fd(&s->pidfd);
 	if (pool)

@@ -244,8 +244,11 @@ static int recover_process(struct core *c, uint32_t number)
 /* What the handshake gave; its agent sees the end of file, and begins a new one. */
 static void close_connection(struct arena_process *s)
 {
-	int32_t *fds[] = {&s->sock, &s->opsfd, &s->pidfd};
+	int32_t *fds[] = {&s->opsfd, &s->pidfd};
+	int sock = s->sock;
 
+	s->sock = -1;
+	closer_hang_up(sock);
 	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
 		int fd = *fds[i];
 
