@@ -7,6 +7,7 @@
 #pragma once
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,19 +27,38 @@
 		} \
 	} while (0)
 
-/* A page that is wrong is shown with what stands in it: whose it is tells the fault. */
+/*
+ * A page that is wrong is shown with what stands in it: whose it is tells the fault.  The kernel's
+ * view comes after a look at the page table, which tells a page that is there from one that only
+ * the processor still sees.
+ */
+static inline void check_show(const char *file, int line, void *at, uint64_t is, uint64_t expected)
+{
+	volatile uint64_t *page = (uint64_t *)((uintptr_t)at & ~(PAGE - 1));
+	uint64_t map[9] = {0}, kernel = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uintptr_t first = (uintptr_t)page / PAGE - 4;
+
+	if (fd < 0 || pread(fd, map, sizeof(map), (off_t)(first * 8)) < 0)
+		map[4] = 1;
+	fprintf(stderr, "%s:%d: process %d: %p holds %#lx, expected %#lx; its page: %#lx %#lx %#lx ... %#lx",
+		file, line, (int)getpid(), at, (unsigned long)is, (unsigned long)expected,
+		(unsigned long)page[0], (unsigned long)page[8], (unsigned long)page[16],
+		(unsigned long)page[PAGE / 8 - 1]);
+	fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || pread(fd, &kernel, sizeof(kernel), (off_t)(uintptr_t)at) < 0)
+		kernel = 1;
+	fprintf(stderr, "; the kernel reads %#lx; pagemap from 4 pages before:", (unsigned long)kernel);
+	for (unsigned i = 0; i < 9; i++)
+		fprintf(stderr, " %lx", (unsigned long)(map[i] >> 52));
+	fprintf(stderr, "; now %#lx\n", (unsigned long)*(volatile uint64_t *)at);
+}
+
 #define CHECK_WORD(p, expected) \
 	do { \
 		uint64_t is_ = *(volatile uint64_t *)(p), should_ = (expected); \
 		if (is_ != should_) { \
-			const uint64_t *page_ = (uint64_t *)((uintptr_t)(p) & ~(PAGE - 1)); \
-			fprintf(stderr, "%s:%d: process %d: %p holds %#lx, expected %#lx; its page: " \
-				"%#lx %#lx %#lx ... %#lx, now %#lx\n", \
-				__FILE__, __LINE__, (int)getpid(), (void *)(p), \
-				(unsigned long)is_, (unsigned long)should_, \
-				(unsigned long)page_[0], (unsigned long)page_[8], \
-				(unsigned long)page_[16], (unsigned long)page_[PAGE / 8 - 1], \
-				(unsigned long)*(volatile uint64_t *)(p)); \
+			check_show(__FILE__, __LINE__, (p), is_, should_); \
 			_exit(1); \
 		} \
 	} while (0)
