@@ -32,7 +32,7 @@
  * view comes after a look at the page table, which tells a page that is there from one that only
  * the processor still sees.
  */
-static inline void check_show(const char *file, int line, void *at, uint64_t is, uint64_t expected)
+static inline void check_show(const char *file, int line, const void *at, uint64_t is, uint64_t expected)
 {
 	volatile uint64_t *page = (uint64_t *)((uintptr_t)at & ~(PAGE - 1));
 	uint64_t map[9] = {0}, kernel = 0;
