@@ -145,16 +145,19 @@ uint32_t arena_node_new(struct arena *a)
 	uint32_t n = 0;
 
 	pthread_mutex_lock(&f->lock);
-	if (f->n > 0)
+	if (f->n > 0) {
 		n = f->stack[--f->n];
-	pthread_mutex_unlock(&f->lock);
-	if (n) {
+		pthread_mutex_unlock(&f->lock);
 		memset(&a->node[n], 0, sizeof(a->node[n]));
 		return n;
 	}
-	n = atomic_fetch_add(&a->nodes_top, 1);
-	if (n >= a->h->nr_nodes || arena_reserve(a, &a->node[n], ARENA_NODE_BYTES) < 0)
-		return 0;
+	/* A number is used up only if it has got its memory: who gets none asks again and again. */
+	n = atomic_load(&a->nodes_top);
+	if (n < a->h->nr_nodes && arena_reserve(a, &a->node[n], ARENA_NODE_BYTES) >= 0)
+		atomic_store(&a->nodes_top, n + 1);
+	else
+		n = 0;
+	pthread_mutex_unlock(&f->lock);
 	return n;
 }
 
