@@ -7,11 +7,15 @@
 #include <stdlib.h>
 #include <xxhash.h>
 
+#include "core.h"
 #include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "swap-ops.h"
 #include "swap.h"
+
+/* A device whose write failed is used after all others for so long: then it is tried again. */
+#define FAILING_NSEC 10000000000ll
 
 static bool owns(const struct usm_swap_device *d, uint32_t slot)
 {
@@ -33,15 +37,26 @@ bool usm_swap_slot_draining(struct usm_swap *s, uint32_t slot)
 	return d && d->state == USM_SWAP_DRAINING;
 }
 
+static bool is_failing(const struct usm_swap_device *d, uint64_t now)
+{
+	uint64_t failed = atomic_load_explicit(&d->failed_nsec, memory_order_relaxed);
+
+	return failed && (int64_t)(now - failed) < FAILING_NSEC;
+}
+
 unsigned usm_swap_alloc(struct usm_swap *s, uint32_t *slots, unsigned n)
 {
+	uint64_t now = now_nsec();
 	unsigned done = 0;
 
 	pthread_mutex_lock(&s->list_mutex);
-	for (unsigned k = 0; k < s->nr_order && done < n; k++) {
-		struct usm_swap_device *d = s->order[k];
+	/* Twice through the list: those that fail are the second choice. */
+	for (unsigned k = 0; k < 2 * s->nr_order && done < n; k++) {
+		struct usm_swap_device *d = s->order[k % s->nr_order];
 		unsigned got;
 
+		if (is_failing(d, now) != (k >= s->nr_order))
+			continue;
 		pthread_mutex_lock(&d->slots_mutex);
 		got = usm_swap_slots_alloc(d->slots, d->base, slots + done, n - done);
 		for (unsigned i = done; i < done + got; i++)
@@ -189,6 +204,20 @@ static struct usm_swap_device *io_device(struct usm_swap *s, const struct usm_sw
 	return d;
 }
 
+/* It is the second choice from now on, and says so once in that time. */
+static void note_failure(struct usm_swap_device *d, uint32_t slot, int error)
+{
+	struct usm_log_fields f = { .event = "swap", .message_id = USM_MSG_SWAP,
+				    .slot = slot, .has_slot = 1 };
+	uint64_t now = now_nsec();
+	bool known = is_failing(d, now);
+
+	atomic_store_explicit(&d->failed_nsec, now, memory_order_relaxed);
+	if (!known)
+		log_event_errno(LOG_ERR, error, &f, "swap file %s: writing slot %u: %m; the page "
+				"stays in memory until another slot takes it", d->path, slot);
+}
+
 /* Counts; a failed write leaves a slot that matches nothing. */
 static void written(struct usm_swap *s, struct usm_swap_device *d, struct usm_swap_io *io)
 {
@@ -197,6 +226,7 @@ static void written(struct usm_swap *s, struct usm_swap_device *d, struct usm_sw
 	if (io->result < 0) {
 		*h = (struct usm_hash){ ~h->lo, ~h->hi };
 		usm_swap_count_error(&d->nr_errors);
+		note_failure(d, io->slot, io->result);
 	} else {
 		atomic_fetch_add_explicit(&d->nr_writes, 1, memory_order_relaxed);
 	}

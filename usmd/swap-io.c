@@ -165,14 +165,16 @@ static int request_step(struct request *q, ssize_t res)
 {
 	uint64_t whole;
 
-	if (res < 0 && res != -EINTR && res != -EAGAIN)
+	if (res < 0 && !usm_swap_is_transient((int)res))
 		return (int)res;
 	if (res == 0)
 		return -EIO; /* end of file: somebody truncated it */
 	/* Direct I/O goes on at a block's start only, so a partial page is done again. */
 	whole = res > 0 ? (uint64_t)res / USM_SWAP_PAGE * USM_SWAP_PAGE : 0;
+	if (whole == 0 && ++q->retries >= RETRIES_MAX)
+		return res < 0 ? (int)res : -EIO;
 	if (whole == 0)
-		return ++q->retries < RETRIES_MAX ? 1 : -EIO;
+		return 1;
 	q->retries = 0;
 	q->done += whole;
 	return q->done < q->len;

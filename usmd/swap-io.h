@@ -30,8 +30,8 @@ bool usm_swap_rings_enabled(const struct usm_swap_rings *r);
 
 /*
  * Transfers n pages and waits for all; io[].result is 0 or -errno for each.  Short
- * transfers go on, EINTR and EAGAIN are retried, -EIO if that leads nowhere or the
- * file is too short.  A run that fails half-way has result 0 for the pages before.
+ * transfers go on, EINTR, EAGAIN and ENOMEM are retried, -EIO if short ones lead nowhere
+ * or the file is too short.  A run that fails half-way has result 0 for the pages before.
  * Any thread, several at once.
  */
 void usm_swap_io_batch(struct usm_swap_rings *r, const struct usm_swap_target *t, bool write,

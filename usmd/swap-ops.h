@@ -85,6 +85,7 @@ struct usm_swap_device {
 	_Atomic uint32_t *refs; /* nr_slots; 0 <-> the slot is free in slots */
 
 	_Atomic uint64_t nr_reads, nr_writes, nr_errors; /* pages */
+	_Atomic uint64_t failed_nsec; /* when a write failed last, 0: never */
 };
 
 struct usm_swap {

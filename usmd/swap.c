@@ -68,6 +68,7 @@ static void device_done(struct usm_swap_device *d)
 	free((void *)d->refs);
 	d->refs = NULL;
 	d->nr_reads = d->nr_writes = d->nr_errors = 0;
+	d->failed_nsec = 0;
 }
 
 /* One device of a dead engine.  1: it is ours; 0: its entry is damaged and dropped. */

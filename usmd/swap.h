@@ -20,6 +20,7 @@
  */
 #pragma once
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -107,8 +108,9 @@ bool usm_swap_slot_draining(struct usm_swap *s, uint32_t slot); /* its device is
 
 /*
  * Allocates up to n slots with one reference each, contiguous where it can
- * (next-fit in runs), from the highest-priority devices first.  Returns how many
- * were put into slots[] (0 = full), never negative.
+ * (next-fit in runs), from the highest-priority devices first; a device whose write
+ * failed in the last ten seconds comes after all others.  Returns how many were put
+ * into slots[] (0 = full), never negative.
  */
 unsigned usm_swap_alloc(struct usm_swap *s, uint32_t *slots, unsigned n);
 void usm_swap_ref(struct usm_swap *s, uint32_t slot);
@@ -134,6 +136,13 @@ bool usm_swap_slot_matches(struct usm_swap *s, uint32_t slot, const void *page);
  */
 int usm_swap_write(struct usm_swap *s, struct usm_swap_io *io, unsigned n);
 int usm_swap_read(struct usm_swap *s, struct usm_swap_io *io, unsigned n);
+
+/* The kernel had no memory for a transfer, or was interrupted, again and again: nothing is wrong
+ * with the device, and the same may succeed a moment later. */
+static inline bool usm_swap_is_transient(int error)
+{
+	return error == -EINTR || error == -EAGAIN || error == -ENOMEM;
+}
 
 struct usm_swap_info {
 	char path[USM_SWAP_PATH_MAX + 1];
