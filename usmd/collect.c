@@ -78,41 +78,64 @@ static bool is_zero(const uint8_t *page)
 	return !page[0] && !memcmp(page, page + 1, USM_PAGE_SIZE - 1);
 }
 
+/* What it has cannot be placed, or may be gone: it must not go on. */
+static void lose(struct process *p, unsigned i, page_entry *e, const char *reason)
+{
+	if (PAGE_STATE(finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0))) == PAGE_LOST && reason)
+		process_kill(p, VADDR(p->shared->op_vpn[i]), reason);
+}
+
 /*
  * Its content stays with the program: no device could take it.  While a FORK waits for
  * us, what was read after it is not applied, and the address may be another mapping's by
- * now: then the content cannot be placed, and the program cannot go on.
+ * now: then the content cannot be placed, and the program cannot go on.  flags: of the
+ * page if it is present already.  True: it is RESIDENT.
  */
-static void put_back(struct process *p, unsigned i, page_entry *e, const uint8_t *page)
+static bool put_back(struct process *p, unsigned i, page_entry *e, const uint8_t *page,
+		     uint64_t flags)
 {
 	uint64_t vpn = p->shared->op_vpn[i];
 
 	for (;;) {
-		uint64_t v = atomic_load(e);
+		bool again = false, stays = false;
 		unsigned done;
-		int r = -EAGAIN;
 
 		if (process_try_latch(p)) {
-			v = atomic_load(e);
+			uint64_t v = atomic_load(e), to = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
+			int r = -ENOENT;
+
 			if (!(v & (PAGE_GONE | PAGE_DISCARD)))
 				r = userfault_copy(p->shared->uffd, vpn, page, 1, &done);
-			else
-				r = -ENOENT;
-			if (r == 0 || r == -EEXIST || r == -ESRCH || r == -ENOENT)
-				finish(p, i, e,
-				       r == -ENOENT ? 0 : PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)));
+			switch (r) {
+			case -EEXIST:
+				to |= flags;
+				/* fall through */
+			case 0:
+			case -ESRCH:
+				stays = PAGE_STATE(finish(p, i, e, to)) == PAGE_RESIDENT;
+				break;
+			case -ENOENT:
+				finish(p, i, e, 0);
+				break;
+			case -EAGAIN:
+			case -ENOMEM:
+				again = true;
+				break;
+			default:
+				lose(p, i, e, "its page could be neither written to swap nor put back");
+				break;
+			}
 			process_unlatch_reclaim(p);
-			if (r != -EAGAIN && r != -ENOMEM)
-				return;
+			if (!again)
+				return stays;
 		} else if (atomic_load(&p->barrier)) {
-			finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
-			process_kill(p, VADDR(vpn), "its page could not be written to swap during a fork");
-			return;
+			lose(p, i, e, "its page could not be written to swap during a fork");
+			return false;
 		}
 		if (atomic_load(&p->gone)) {
 			/* If it lives on, without its agent, this page ends it. */
-			finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
-			return;
+			lose(p, i, e, NULL);
+			return false;
 		}
 		usleep(PUT_BACK_USEC);
 	}
@@ -149,8 +172,16 @@ static void publish_written(struct process *p, const struct leaving *l, page_ent
 	finish(p, l->i, e, PAGE_ENTRY(PAGE_RESIDENT, frame) | PAGE_LAZY);
 }
 
+/* Pages that stayed, to be given back to their policy. */
+struct staying {
+	uint32_t frame[USM_OPS_BATCH];
+	unsigned n;
+	bool not_written; /* some, because no slot took them */
+};
+
 /* Writes out, retrying on another device what failed; what no slot takes is put back. */
-static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *l, unsigned n)
+static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *l, unsigned n,
+			  struct staying *stay)
 {
 	struct core *c = r->core;
 	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
@@ -191,17 +222,23 @@ static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *
 		}
 		n = left;
 	}
+	stay->not_written = n > 0;
 	for (unsigned k = 0; k < n; k++) {
 		page_entry *e = r->entry[l[k].i];
+		uint32_t frame = PAGE_VALUE(atomic_load(e));
 
 		if (l[k].stays) {
-			/* Present, and the kernel may drop it at any time: install our copy where
-			 * it did, else make the program dirty it. */
+			/* Present, and the kernel may drop it until it is written: install our copy
+			 * where it did, else have the agent write it.  Until then LAZY without a slot
+			 * says that it may be lost. */
 			unprotect(p, p->shared->op_vpn[l[k].i]);
 			if (p->evict.nr_unshare < USM_OPS_BATCH)
 				p->evict.unshare[p->evict.nr_unshare++] = p->shared->op_vpn[l[k].i];
 		}
-		put_back(p, l[k].i, e, data + (size_t)l[k].i * USM_PAGE_SIZE);
+		if (put_back(p, l[k].i, e, data + (size_t)l[k].i * USM_PAGE_SIZE,
+			     l[k].stays ? PAGE_LAZY : 0) &&
+		    !l[k].stays)
+			stay->frame[stay->n++] = frame;
 	}
 	return written;
 }
@@ -261,14 +298,31 @@ static bool want_unshare(struct process *p, unsigned i)
 	return true;
 }
 
+/* A page that no slot took after MADV_FREE has been written by the agent: the kernel keeps it. */
+static bool was_rescued(struct process *p, uint64_t vpn)
+{
+	bool rescued = false;
+	page_entry *e;
+	uint64_t v;
+
+	if (!process_try_latch(p))
+		return false;
+	e = process_page(p, vpn, false);
+	v = e ? atomic_load(e) : 0;
+	while (page_has_no_copy(p->core, v) && !rescued)
+		rescued = atomic_compare_exchange_weak(e, &v, v & ~PAGE_LAZY);
+	process_unlatch_reclaim(p);
+	return rescued;
+}
+
 void operation_collect(struct reclaim *r, struct process *p)
 {
 	struct core *c = r->core;
 	struct arena_process *s = p->shared;
 	uint8_t *data = (uint8_t *)p->ops + USM_OPS_DATA;
 	struct leaving leaving[USM_OPS_BATCH];
-	uint32_t stay[USM_OPS_BATCH];
-	unsigned nr_leaving = 0, nr_stay = 0, evicted = 0, nr_pinned = 0, nr_soon = 0;
+	struct staying stay = {.n = 0};
+	unsigned nr_leaving = 0, evicted = 0, nr_pinned = 0, nr_soon = 0;
 	bool lazy = s->op_kind == USM_OPS_LAZYFREE, refused = false;
 	bool fallback = !lazy && !p->evict.no_fallback &&
 			atomic_load(&c->evict_modes) & USM_EVICT_LAZYFREE;
@@ -279,7 +333,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	if (s->op_kind == USM_OPS_UNSHARE) {
 		p->evict.nr_again = 0;
 		for (unsigned i = 0; i < s->op_n; i++)
-			if (atomic_load(&p->ops->res[i]) == 0)
+			if (atomic_load(&p->ops->res[i]) == 0 && !was_rescued(p, s->op_vpn[i]))
 				p->evict.again[p->evict.nr_again++] = s->op_vpn[i];
 		end_operation(p);
 		return;
@@ -304,9 +358,14 @@ void operation_collect(struct reclaim *r, struct process *p)
 		KILL_POINT("collect-taken");
 		if (res == -ENOENT) {
 			/* The kernel had dropped it already (LAZY), or the program did. */
+			uint64_t to = v & PAGE_LAZY ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0;
+
+			/* Dropped without a copy, or it was the program's doing, which an event will
+			 * tell: a fault finds out. */
+			if (v & PAGE_LAZY && !slot)
+				to = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY;
 			drop_slot(c, owned ? slot : 0);
-			finish_page(p, i, e, v & PAGE_LAZY && slot ? PAGE_ENTRY(PAGE_SWAPPED, slot) : 0,
-				    false);
+			finish_page(p, i, e, to, false);
 			continue;
 		}
 		stays = lazy && (res == -EBUSY || res == -EMLINK);
@@ -318,7 +377,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			if (finish_page(p, i, e,
 					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
 					!lazy))
-				stay[nr_stay++] = PAGE_VALUE(v);
+				stay.frame[stay.n++] = PAGE_VALUE(v);
 			refused |= res == -EPERM;
 			nr_pinned += res == -EBUSY || res == -EINVAL;
 			if (res == -EINVAL && fallback && p->evict.nr_refused < USM_OPS_BATCH) {
@@ -340,7 +399,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			continue;
 		}
 		if (stays)
-			stay[nr_stay++] = PAGE_VALUE(v);
+			stay.frame[stay.n++] = PAGE_VALUE(v);
 		nr_soon += stays && res == -EMLINK && want_unshare(p, i);
 		if (slot && usm_swap_slot_matches(c->swap, slot, page)) {
 			if (stays) {
@@ -358,7 +417,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 		leaving[nr_leaving++] = (struct leaving){.i = i, .stays = stays};
 	}
 	if (nr_leaving)
-		evicted += write_out(r, p, leaving, nr_leaving);
+		evicted += write_out(r, p, leaving, nr_leaving, &stay);
 	atomic_store(&p->nr_unevictable, nr_pinned);
 	/* Pages in a row that stayed: when they are as many as there are, none can leave. */
 	if (evicted) {
@@ -367,8 +426,8 @@ void operation_collect(struct reclaim *r, struct process *p)
 		atomic_store(&p->nr_stayed, 0);
 	} else {
 		/* Those that are to leave in another way have not been tried yet. */
-		r->nr_stayed += nr_stay - MIN(nr_soon, nr_stay);
-		atomic_fetch_add(&p->nr_stayed, nr_stay - MIN(nr_soon, nr_stay));
+		r->nr_stayed += stay.n - MIN(nr_soon, stay.n);
+		atomic_fetch_add(&p->nr_stayed, stay.n - MIN(nr_soon, stay.n));
 	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
@@ -381,7 +440,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	if (evicted)
 		reclaim_check_limit(p);
 	if (pool) {
-		policy_give_back(pool, stay, nr_stay);
+		policy_give_back(pool, stay.frame, stay.n);
 		pool_flush(pool);
 	}
 	pthread_mutex_lock(&r->lock);
@@ -391,6 +450,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 		if (q->used && !q->done && q->process == p->number && q->generation == p->generation) {
 			q->evicted += evicted;
 			q->fruitless = evicted ? 0 : q->fruitless + 1;
+			q->not_written = !evicted && stay.not_written ? q->not_written + 1 : 0;
 		}
 	}
 	r->now_done = r->now_posted;

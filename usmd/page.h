@@ -21,7 +21,8 @@
  *            would come back from swap
  *
  *   LAZY     (RESIDENT) the kernel may drop the page as long as nobody writes it; its
- *            frame's clean slot holds the content (MADV_FREE, reclaim.c)
+ *            frame's clean slot holds the content (MADV_FREE, collect.c).  Without a slot:
+ *            no device took it, and when the kernel has dropped it it is lost
  *
  * SWAPPED says: if the page is not present, its content is in the slot.  It may be present
  * (a LAZY page in a forked child).

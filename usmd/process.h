@@ -152,6 +152,13 @@ static inline page_entry *process_page(struct process *p, uint64_t vpn, bool cre
 	return page_walk(p->core->arena, p->number, vpn, create);
 }
 
+/* RESIDENT, and the kernel may drop it although no slot has its content: its eviction failed. */
+static inline bool page_has_no_copy(struct core *c, uint64_t v)
+{
+	return PAGE_STATE(v) == PAGE_RESIDENT && v & PAGE_LAZY &&
+	       !atomic_load(&c->arena->frame[PAGE_VALUE(v)].clean_slot);
+}
+
 /* Was this RESIDENT page announced as removed so recently that the kernel may still zap it? */
 static inline bool page_removed_recently(uint64_t v)
 {

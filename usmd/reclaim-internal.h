@@ -15,6 +15,7 @@ struct request {
 	uint32_t process, generation;
 	uint64_t want, evicted;
 	unsigned fruitless;
+	unsigned not_written; /* operations in a row of which no page could be written */
 	const char *reason;
 };
 

@@ -38,6 +38,8 @@
 #define REMOVED_NSEC 500000000ull
 /* Messages of one agent that are read in a turn: it sends one for each operation. */
 #define AGENT_MESSAGES 16u
+/* A request ends when so many operations in a row found no device that takes a page. */
+#define NOT_WRITTEN_MAX 2
 /* A program of low priority keeps this many pages while others have any. */
 #define PRIORITY_FLOOR 256
 
@@ -166,7 +168,10 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 		if (!q->used || q->done)
 			continue;
 		p = process_get(c, q->process, q->generation);
-		if (p && q->evicted < q->want) {
+		if (p && q->evicted < q->want && q->not_written > NOT_WRITTEN_MAX) {
+			q->done = true;
+			q->reason = "no swap device takes its pages, see the journal";
+		} else if (p && q->evicted < q->want) {
 			uint64_t want = q->want - q->evicted;
 			unsigned k = evict_of(r, p, (unsigned)MIN(want, (uint64_t)USM_OPS_BATCH));
 

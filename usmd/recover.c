@@ -180,7 +180,7 @@ static int scan_page(void *userdata, uint64_t vpn, page_entry *e)
 			v = PAGE_WITH_STAMP(PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_REMOVED,
 					    now_tick());
 		else
-			v = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v));
+			v = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY);
 		break;
 	case PAGE_SWAPPED:
 		slot = PAGE_VALUE(v);
