@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -12,6 +14,7 @@
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
+#include "pagemap.h"
 #include "policy.h"
 #include "pool.h"
 #include "reclaim.h"
@@ -51,6 +54,35 @@ static void window_ended(struct process *p, uint64_t wanted_end, uint64_t end)
 
 /* --- claiming ---------------------------------------------------------------------- */
 
+/* /proc/PID/pagemap; no, if that cannot be read. */
+static bool is_present(const struct process *p, uint64_t vpn)
+{
+	_cleanup_close_ int fd = -1;
+	uint64_t entry = 0;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", p->shared->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd >= 0 && pread(fd, &entry, sizeof(entry), (off_t)(vpn * sizeof(entry))) > 0 &&
+	       entry & PAGEMAP_PRESENT;
+}
+
+/* A page that was not written to swap when it had been marked as free (collect.c). */
+static void serve_without_copy(struct fill *f, page_entry *e, uint64_t v)
+{
+	struct process *p = f->p;
+
+	/* An old fault, or somebody was faster: it faults again if it must. */
+	if (is_present(p, f->vpn) ||
+	    !atomic_compare_exchange_strong(e, &v, PAGE_ENTRY(PAGE_LOST, 0))) {
+		fill_wake(p, f->vpn);
+		return;
+	}
+	atomic_fetch_sub(&p->nr_resident, 1);
+	pool_release(p->core, PAGE_VALUE(v));
+	process_kill(p, VADDR(f->vpn), "the kernel dropped a page that no swap device had taken");
+}
+
 /*
  * Claims the faulting page.  1: claimed.  0: somebody else will wake it, or it was
  * dealt with here.
@@ -75,6 +107,10 @@ static int claim_first(struct fill *f, const struct fault *fault)
 				return 1;
 			break;
 		case PAGE_RESIDENT:
+			if (unlikely(page_has_no_copy(p->core, v))) {
+				serve_without_copy(f, e, v);
+				return 0;
+			}
 			if (fill_claim_resident(f, e, v)) {
 				f->n = 1;
 				return 1;
@@ -247,10 +283,13 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	process_latch(p);
 	f.entry = process_page(p, f.vpn, true);
 	if (unlikely(!f.entry)) {
+		static _Atomic uint64_t last;
+
 		process_unlatch(p);
-		log_warning("No memory for a page table of %s (pid %d), retrying", p->shared->name,
-			    p->shared->pid);
-		usleep(1000);
+		if (fill_log_is_due(&last))
+			log_warning("No memory for a page table of %s (pid %d), retrying",
+				    p->shared->name, p->shared->pid);
+		usleep(FILL_MEMORY_USEC);
 		fill_wake(p, fault->vpn);
 		return;
 	}

@@ -16,7 +16,7 @@
 
 /* A wait for frames that no reclaim can give ("oom wait") looks again this often. */
 #define OOM_WAIT_USEC 10000
-/* "The pool is exceeded" is logged at most this often. */
+/* That the pool is exceeded, or memory short, is logged at most this often. */
 #define OOM_LOG_NSEC 5000000000ull
 /* There are free frames and the policy gives none: it may not have been told of them yet; after
  * this many times it is wrong, and usmd chooses itself. */
@@ -99,12 +99,18 @@ static void unclaim_from(struct fill *f, unsigned first)
 
 /* --- frames ------------------------------------------------------------------------ */
 
+bool fill_log_is_due(_Atomic uint64_t *last)
+{
+	uint64_t now = now_nsec(), then = atomic_load(last);
+
+	return now - then >= OOM_LOG_NSEC && atomic_compare_exchange_strong(last, &then, now);
+}
+
 static void log_exceeded(struct process *p)
 {
 	static _Atomic uint64_t last;
-	uint64_t now = now_nsec(), then = atomic_load(&last);
 
-	if (now - then < OOM_LOG_NSEC || !atomic_compare_exchange_strong(&last, &then, now))
+	if (!fill_log_is_due(&last))
 		return;
 	log_event(LOG_WARNING,
 		  &((struct usm_log_fields){.event = "oom",
@@ -230,7 +236,7 @@ int fill_read(struct fill *f, uint8_t *buffer)
 	struct process *p = f->p;
 	struct usm_swap_io io[USM_OPS_BATCH];
 	unsigned good = 0;
-	bool lost = false;
+	bool lost = false, again;
 	int r;
 
 	for (unsigned i = 0; i < f->n; i++)
@@ -243,19 +249,22 @@ int fill_read(struct fill *f, uint8_t *buffer)
 		return 0;
 	while (good < f->n && io[good].result >= 0)
 		good++;
+	again = usm_swap_is_transient(r);
 	process_latch(p);
 	if (good == 0) {
 		uint64_t v = atomic_load(&f->entry[0]);
 
-		lost = !(v & PAGE_GONE);
+		lost = !(v & PAGE_GONE) && !again;
 		if (lost) {
 			atomic_store(&f->entry[0], PAGE_ENTRY(PAGE_LOST, 0));
 			if (PAGE_VALUE(v))
 				usm_swap_unref(p->core->swap, PAGE_VALUE(v));
-			pool_release(p->core, f->frame[0]);
+			if (f->frame[0])
+				pool_release(p->core, f->frame[0]);
 			f->frame[0] = 0;
 		} else {
-			/* Unmapped or moved, with its slot: what was read is nobody's. */
+			/* Unmapped or moved, with its slot: what was read is nobody's.  Or there was no
+			 * memory to read it: it faults again. */
 			fill_unclaim(f, 0);
 			fill_wake(p, f->vpn);
 		}
@@ -267,8 +276,11 @@ int fill_read(struct fill *f, uint8_t *buffer)
 	process_unlatch(p);
 	if (good)
 		return 0;
-	if (!lost)
-		return -ENOENT;
+	if (!lost) {
+		if (again)
+			usleep(FILL_MEMORY_USEC);
+		return again ? -ENOMEM : -ENOENT;
+	}
 	log_event_errno(LOG_ERR, r,
 			&((struct usm_log_fields){.event = "swapin",
 						  .message_id = USM_MSG_SWAP,
@@ -371,7 +383,7 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 			break;
 		case -ENOMEM:
 			process_unlatch(p);
-			usleep(1000);
+			usleep(FILL_MEMORY_USEC);
 			process_latch(p);
 			break;
 		default:

@@ -20,6 +20,9 @@
 #include "mechanism-userfault.h"
 #include "process.h"
 
+/* The kernel was short of memory: what failed is tried again after this. */
+#define FILL_MEMORY_USEC 1000
+
 /* Pages [vpn, vpn + n) claimed as FILLING; one leaf, so entries are consecutive. */
 struct fill {
 	struct process *p;
@@ -47,7 +50,8 @@ void fill_unclaim(struct fill *f, unsigned i);
  */
 int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend);
 /* Reads the slots' content, a page for each of the fill.  What cannot be read is lost, and the
- * program killed.  Outside the latch.  0, or -errno: nothing is left of the fill. */
+ * program killed.  Outside the latch.  0, or -errno: nothing is left of the fill; -ENOMEM: there
+ * was no memory to read it, and the page faults again. */
 int fill_read(struct fill *f, uint8_t *buffer);
 /*
  * Installs the pages and publishes them.  Everything is looked at again under the
@@ -60,6 +64,9 @@ int fill_install(struct fill *f, const uint8_t *buffer);
  * own, as if it had never been managed, until a scan adopts it.  Under the latch.
  */
 void fill_publish(struct fill *f, unsigned i, bool content_from_slot, uint64_t flags);
+
+/* What happens at every fault when memory is short is logged every five seconds: now? */
+bool fill_log_is_due(_Atomic uint64_t *last);
 
 /* Who faulted on it goes on, or faults again. */
 static inline void fill_wake(struct process *p, uint64_t vpn)
