@@ -28,6 +28,9 @@
 #define JOURNAL_READ 64u
 /* While a barrier waits, it looks for events that the agent may be waiting for. */
 #define BARRIER_WAIT_NSEC 1000000l
+/* There was no memory for a page table: tried again after this, so often. */
+#define MEMORY_USEC 1000
+#define MEMORY_RETRIES 5000
 /* The journal is full of a program's events and its agent waits for another to be read. */
 #define BARRIER_FULL_NSEC 5000000000ull
 
@@ -190,6 +193,19 @@ static void apply_unmap(struct apply *a, uint64_t start, uint64_t end)
 		page_trim(p->core->arena, p->number, VPN(start), VPN(end));
 }
 
+/*
+ * An entry for what an event says, which cannot be put off: the program goes on, and would not
+ * find its page.  So memory is waited for, but not for ever.
+ */
+static page_entry *make_page(struct process *p, uint64_t vpn)
+{
+	page_entry *e;
+
+	for (unsigned i = 0; !(e = process_page(p, vpn, true)) && i < MEMORY_RETRIES; i++)
+		usleep(MEMORY_USEC);
+	return e;
+}
+
 /* --- REMAP ------------------------------------------------------------------------- */
 
 static int move_page(void *userdata, uint64_t vpn, page_entry *e)
@@ -197,7 +213,7 @@ static int move_page(void *userdata, uint64_t vpn, page_entry *e)
 	struct apply *a = userdata;
 	struct process *p = a->p;
 	uint64_t to = vpn + a->delta, v = atomic_load(e), left = 0, moved = 0;
-	page_entry *t = process_page(p, to, true);
+	page_entry *t = make_page(p, to);
 
 	if (!t) {
 		process_kill(p, VADDR(vpn), "no memory to move its page table");
@@ -267,6 +283,8 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	if (a->nr_skip && vpn >= a->skip->first)
 		return 0;
 
+	if (page_has_no_copy(a->p->core, v))
+		v = PAGE_ENTRY(PAGE_LOST, 0);
 	switch (PAGE_STATE(v)) {
 	case PAGE_FILLING:
 		if (!(v & PAGE_GONE))
@@ -286,7 +304,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 			break;
 		/* fall through */
 	case PAGE_LOST:
-		c = process_page(a->child, vpn, true);
+		c = make_page(a->child, vpn);
 		if (!c)
 			return -ENOMEM;
 		atomic_store(c, PAGE_ENTRY(PAGE_LOST, 0));
@@ -296,7 +314,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 	}
 	if (!slot)
 		return 0;
-	c = process_page(a->child, vpn, true);
+	c = make_page(a->child, vpn);
 	if (!c)
 		return -ENOMEM;
 	KILL_POINT("fork-page");
