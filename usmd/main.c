@@ -42,6 +42,8 @@ static void catch_fatal_signals(void)
 	for (unsigned i = 0; i < ARRAY_SIZE(fatal); i++)
 		sigaction(fatal[i], &sa, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	/* A limit on the size of files is a write that fails, like a full disk. */
+	signal(SIGXFSZ, SIG_IGN);
 }
 
 /* Each managed program takes four descriptors. */
