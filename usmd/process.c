@@ -51,12 +51,14 @@ void processes_free(struct core *c)
 void process_init(struct core *c, uint32_t number)
 {
 	struct process *p = &c->process[number];
-	size_t users = offsetof(struct process, users), behind = users + sizeof(p->users);
+	size_t first = offsetof(struct process, latch), users = offsetof(struct process, users),
+	       behind = users + sizeof(p->users);
 
 	free(p->scan.ranges);
-	/* Not users: a thread that looks whether this is still the process that it means may just
+	/* Other threads look at all numbers: what belongs to the number is never cleared.  Nor
+	 * users: a thread that looks whether this is still the process that it means may just
 	 * have counted itself. */
-	memset(p, 0, users);
+	memset((char *)p + first, 0, users - first);
 	memset((char *)p + behind, 0, sizeof(*p) - behind);
 	p->core = c;
 	p->number = number;

@@ -39,10 +39,12 @@ struct process_stream {
 };
 
 struct process {
+	/* Of the number, whoever has it. */
 	struct core *core;
 	struct arena_process *shared;
 	uint32_t number;
 	uint32_t generation;
+	/* Of the process that has it, see process_init(). */
 	_Atomic uint32_t latch;
 	_Atomic uint32_t latch_waiters;
 	_Atomic uint32_t users; /* threads that have it in hand */
