@@ -62,6 +62,8 @@ int manager_load_configured(struct manager *m);
 /* Tunables and running processes after the configuration has changed. */
 void manager_apply(struct manager *m);
 int manager_add_swaps(struct manager *m);
+/* A dead engine's: the janitor is to go on with them. */
+void manager_resume_removals(struct manager *m);
 int manager_default_swap(struct manager *m);
 /* The rule's policy for a process, or the default; NULL: it is not to be managed. */
 const char *manager_policy_for(struct manager *m, const char *name, const char *argv0,

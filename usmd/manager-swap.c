@@ -67,6 +67,16 @@ int manager_swap_remove(struct manager *m, const char *path, char **ret_message)
 	return e;
 }
 
+void manager_resume_removals(struct manager *m)
+{
+	struct usm_swap_info info[USM_SWAP_DEVICES];
+	unsigned n = usm_swap_list(m->core.swap, info, USM_SWAP_DEVICES);
+
+	for (unsigned i = 0; i < n; i++)
+		if (info[i].draining)
+			atomic_store(&m->core.drain_swap, true);
+}
+
 int manager_add_swaps(struct manager *m)
 {
 	for (unsigned i = 0; i < m->config->nr_swaps; i++) {

@@ -605,6 +605,7 @@ int manager_start(struct manager *m)
 	r = manager_add_swaps(m);
 	if (r < 0)
 		return r;
+	manager_resume_removals(m);
 	r = reclaim_start(c);
 	if (r >= 0)
 		r = workers_start(c, m->config->workers);
