@@ -215,8 +215,11 @@ static void drain_process(struct core *c, struct process *p)
 static void finish_removals(struct core *c)
 {
 	struct usm_swap_info info[USM_SWAP_DEVICES];
-	unsigned n = usm_swap_list(c->swap, info, USM_SWAP_DEVICES), left = 0;
+	unsigned n, left = 0;
 
+	/* Before the look: a removal that begins from now on sets it again. */
+	atomic_store(&c->drain_swap, false);
+	n = usm_swap_list(c->swap, info, USM_SWAP_DEVICES);
 	reclaim_drop_draining(c);
 	for (unsigned i = 0; i < n; i++) {
 		if (!info[i].draining)
@@ -230,8 +233,8 @@ static void finish_removals(struct core *c)
 				  "Swap file %s is not used any more; delete it if you like",
 				  info[i].path);
 	}
-	if (!left)
-		atomic_store(&c->drain_swap, false);
+	if (left)
+		atomic_store(&c->drain_swap, true);
 }
 
 static void *janitor_main(void *arg)
