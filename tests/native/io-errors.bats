@@ -426,9 +426,11 @@ start_with_second() {
 	wait_for 30 second_is_used
 	kill_engine_start 0.5 6
 	USMCTL_TIMEOUT=10 usmctl swap remove "$T/state/second" || :
-	wait_for 100 device_is_gone "$T/state/second"
+	sleep 4
 	kill_engine_stop
 	assert_killed 2
+	wait_for 60 device_is_gone "$T/state/second"
+	pid_alive "$pid" || die "the program ended before the device was gone" || return 1
 	shred -n 1 "$T/state/second"
 	wait "$pid" || { cat "$T/torture.out"; die "torture failed"; }
 	[ "$(tail -n 1 "$T/torture.out")" = ok ]
