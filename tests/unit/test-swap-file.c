@@ -443,6 +443,64 @@ static void test_corrupt_on_disk(void **state)
 	free(b.pages);
 }
 
+/* The next device takes what one could not; when it is full, that one is tried again. */
+static void test_failing_device_comes_last(void **state)
+{
+	struct fixture *f = *state;
+	_cleanup_free_ uint32_t *slots = NULL;
+	_cleanup_free_ uint8_t *page = pages_new(1);
+	struct usm_swap_info info[2];
+	struct usm_swap_io io = {.buf = page};
+	unsigned all;
+
+	assert_int_equal(fixture_add(f, "first", MIB, 5), 0);
+	assert_int_equal(fixture_add(f, "next", MIB, -5), 0);
+	assert_int_equal(usm_swap_list(f->swap, info, 2), 2);
+	all = (unsigned)info[1].nr_slots;
+	slots = calloc(all, sizeof(*slots));
+	assert_non_null(slots);
+
+	assert_int_equal(usm_swap_alloc(f->swap, &io.slot, 1), 1);
+	page_fill(page, 1);
+	usm_swap_test.transfer = fail_data;
+	test_errno = ENOSPC;
+	assert_int_equal(usm_swap_write(f->swap, &io, 1), -ENOSPC);
+	usm_swap_unref(f->swap, io.slot);
+	assert_int_equal(usm_swap_alloc(f->swap, slots, all), all);
+	assert_int_equal(usm_swap_list(f->swap, info, 2), 2);
+	assert_int_equal(info[0].nr_used, 0);
+	assert_int_equal(info[1].nr_used, all);
+	assert_int_equal(usm_swap_alloc(f->swap, &io.slot, 1), 1);
+	assert_int_equal(usm_swap_list(f->swap, info, 2), 2);
+	assert_int_equal(info[0].nr_used, 1);
+}
+
+/* Again and again is told as what it is, and goes on when it is over. */
+static ssize_t never_memory(bool write, uint64_t offset, void *buf, uint64_t len, ssize_t res)
+{
+	(void)write;
+	(void)buf;
+	(void)len;
+	return IS_DATA(offset) ? -ENOMEM : res;
+}
+
+static void test_no_memory_is_no_io_error(void **state)
+{
+	struct fixture *f = *state;
+	struct batch b;
+
+	batch_init(f, &b, 7);
+	assert_int_equal(usm_swap_write(f->swap, b.io, PAGES), 0);
+	test_errno = ENOMEM;
+	usm_swap_test.transfer = interrupt_some;
+	batch_check(f, &b);
+	usm_swap_test.transfer = never_memory;
+	assert_int_equal(usm_swap_read(f->swap, b.io, PAGES), -ENOMEM);
+	usm_swap_test.transfer = NULL;
+	batch_check(f, &b);
+	free(b.pages);
+}
+
 static ssize_t fail_fill(bool write, uint64_t offset, void *buf, uint64_t len, ssize_t res)
 {
 	(void)buf;
@@ -668,6 +726,8 @@ int main(void)
 		TEST(test_failures_on_the_ring),
 		TEST(test_run_fails_half_way),
 		TEST(test_truncated_by_others),
+		TEST(test_failing_device_comes_last),
+		TEST(test_no_memory_is_no_io_error),
 		TEST(test_corrupt_on_disk),
 		TEST(test_failed_creation_leaves_nothing),
 		TEST(test_no_rings),
