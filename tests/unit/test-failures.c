@@ -29,7 +29,7 @@
 
 /* --- what fails ------------------------------------------------------------------------- */
 
-enum site { SITE_NONE, SITE_WRITE, SITE_READ, SITE_RESERVE, SITE_COPY };
+enum site { SITE_NONE, SITE_WRITE, SITE_READ, SITE_RESERVE, SITE_COPY, SITE_OPEN };
 
 /* What an I/O error looks like: -errno, or one of these. */
 enum { FAIL_FLIP = 1, FAIL_SHORT, FAIL_EOF };
@@ -69,6 +69,8 @@ static bool plan_says_fail(enum site site)
 
 static ssize_t fail_transfer(bool write, uint64_t offset, void *buf, uint64_t len, ssize_t res)
 {
+	ssize_t n;
+
 	if (offset >= USM_SWAP_FILE_DATA && write && atomic_load(&no_device))
 		return -EIO;
 	if (offset < USM_SWAP_FILE_DATA || !plan_says_fail(write ? SITE_WRITE : SITE_READ))
@@ -79,9 +81,10 @@ static ssize_t fail_transfer(bool write, uint64_t offset, void *buf, uint64_t le
 		return res;
 	case FAIL_SHORT:
 		/* One page of several, else a part of the one: what is behind says nothing. */
-		if (!write && len == USM_PAGE_SIZE)
-			memset(buf, 0x55, len);
-		return len > USM_PAGE_SIZE ? (ssize_t)USM_PAGE_SIZE : 512;
+		n = len > USM_PAGE_SIZE ? (ssize_t)USM_PAGE_SIZE : 512;
+		if (!write)
+			memset((uint8_t *)buf + n, 0x55, len - (size_t)n);
+		return n;
 	case FAIL_EOF:
 		return 0;
 	default:
@@ -99,6 +102,18 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
 		return -1;
 	}
 	return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+}
+
+FILE *fopen(const char *path, const char *mode)
+{
+	int fd;
+
+	if (plan_says_fail(SITE_OPEN)) {
+		errno = -plan.how;
+		return NULL;
+	}
+	fd = open(path, strchr(mode, 'w') ? O_WRONLY | O_CREAT | O_CLOEXEC : O_RDONLY | O_CLOEXEC, 0600);
+	return fd < 0 ? NULL : fdopen(fd, mode);
 }
 
 int ioctl(int fd, unsigned long request, ...)
@@ -130,6 +145,7 @@ struct program {
 	unsigned visits[PAGES];
 	int agent_fd;
 	pthread_t agent, reader;
+	_Atomic unsigned nr_operations; /* that its agent has done */
 	_Atomic unsigned nr_read;  /* pages that the reader has seen, all of them right */
 	_Atomic unsigned nr_wrong;
 	_Atomic bool aborted; /* what the reader sees from now on says nothing */
@@ -173,6 +189,7 @@ static void *agent_main(void *arg)
 			atomic_store(&ops->res[i], ops->kind == USM_OPS_UNSHARE ?
 							   (g->passive ? -ECANCELED : 0) :
 							   agent_page(g, i));
+		atomic_fetch_add(&g->nr_operations, 1);
 		atomic_store(&ops->done, req);
 		m.type = USM_ATTACH_DONE;
 		if (send(g->agent_fd, &m, sizeof(m), MSG_NOSIGNAL) < 0)
@@ -399,6 +416,9 @@ static unsigned each_write(struct core_fixture *f, int how, unsigned count, bool
 		evicted = evict_all(&g);
 		if (count == 1)
 			assert_int_equal(evicted, PAGES);
+		/* At once, in another slot. */
+		if (count == 1 && !lazy)
+			assert_int_equal(atomic_load(&g.nr_operations), 1);
 		/* Short ones are gone on with. */
 		if (plan.hit && how != FAIL_SHORT) {
 			assert_true(nr_errors(f) > errors);
@@ -448,6 +468,8 @@ static void test_each_write_fails_lazyfree(void **state)
 	atomic_store(&f->core.evict_modes, USM_EVICT_MOVE);
 }
 
+static void assert_child_has(struct core_fixture *f, struct process *p, uint64_t vpn, uint64_t v);
+
 /* The kernel drops such a page before the agent has written it: no zeros are seen. */
 static void test_dropped_without_copy(void **state)
 {
@@ -465,6 +487,14 @@ static void test_dropped_without_copy(void **state)
 		assert_true(page_has_no_copy(&f->core, entry_of(g.p, vpn)));
 		if (drop)
 			madvise(page_of(&g, 7), USM_PAGE_SIZE, MADV_DONTNEED);
+		else /* An old fault says nothing. */
+			worker_fault(g.p, &(struct fault){.process = g.p->number,
+							  .generation = g.p->generation,
+							  .vpn = vpn});
+		usleep(20000);
+		assert_false(atomic_load(&g.p->killed));
+		/* A child that shares it has no copy either. */
+		assert_child_has(f, g.p, vpn, PAGE_ENTRY(PAGE_LOST, 0));
 		read_all(&g);
 		assert_int_equal(atomic_load(&g.p->killed), drop);
 		assert_int_equal(PAGE_STATE(entry_of(g.p, vpn)), drop ? PAGE_LOST : PAGE_RESIDENT);
@@ -531,8 +561,12 @@ static void test_each_read_is_tried_again(void **state)
 	static const int how[] = {FAIL_SHORT, -EINTR, -EAGAIN, -ENOMEM};
 	struct core_fixture *f = *state;
 
-	for (unsigned i = 0; i < ARRAY_SIZE(how); i++)
+	for (unsigned i = 0; i < ARRAY_SIZE(how); i++) {
 		assert_int_equal(each_read(f, how[i], 1, false), PAGES);
+		atomic_store(&f->core.faultaround, 8);
+		assert_true(each_read(f, how[i], 1, false) >= PAGES / 8);
+		atomic_store(&f->core.faultaround, 1);
+	}
 	/* More often than it is tried again at once. */
 	for (unsigned i = 1; i < ARRAY_SIZE(how); i++)
 		assert_true(each_read(f, how[i], 2 * SWAP_RETRIES, false) >= 1);
@@ -633,6 +667,28 @@ static void end_by_hand(struct core_fixture *f, struct process *p)
 	atomic_store(&p->shared->state, PROCESS_FREE);
 }
 
+/* Forks by an event; the child. */
+static struct process *fork_by_event(struct core_fixture *f, struct process *p)
+{
+	int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	apply(p, (struct uffd_msg){.event = UFFD_EVENT_FORK, .arg.fork = {.ufd = (uint32_t)uffd}});
+	for (uint32_t i = 0; i < arena_processes(f->arena); i++)
+		if (f->core.process[i].shared->state == PROCESS_LIVE &&
+		    f->core.process[i].shared->uffd == uffd)
+			return &f->core.process[i];
+	fail_msg("there is no child");
+	return NULL;
+}
+
+static void assert_child_has(struct core_fixture *f, struct process *p, uint64_t vpn, uint64_t v)
+{
+	struct process *child = fork_by_event(f, p);
+
+	assert_true(entry_of(child, vpn) == v);
+	end_by_hand(f, child);
+}
+
 static void test_each_table_of_a_move_fails(void **state)
 {
 	struct core_fixture *f = *state;
@@ -673,23 +729,17 @@ static void test_each_table_of_a_child_fails(void **state)
 	bool hit = true;
 
 	for (k = 1; hit; k++) {
-		struct process *p, *child = NULL;
+		struct process *p, *child;
 		uint32_t slot[PAGES];
-		int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 
 		forget_nodes(f);
 		p = fixture_process(f, "forking");
 		for (unsigned i = 0; i < PAGES; i++)
 			slot[i] = put_swapped(f, p, spread(FROM, i));
 		plan_fail(SITE_RESERVE, -ENOMEM, k, 3);
-		apply(p, (struct uffd_msg){.event = UFFD_EVENT_FORK, .arg.fork = {.ufd = (uint32_t)uffd}});
+		child = fork_by_event(f, p);
 		hit = plan.hit;
 		plan.site = SITE_NONE;
-		for (uint32_t i = 0; i < arena_processes(f->arena); i++)
-			if (f->core.process[i].shared->state == PROCESS_LIVE &&
-			    f->core.process[i].shared->uffd == uffd)
-				child = &f->core.process[i];
-		assert_non_null(child);
 		for (unsigned i = 0; i < PAGES; i++) {
 			assert_true(entry_of(child, spread(FROM, i)) ==
 				    PAGE_ENTRY(PAGE_SWAPPED, slot[i]));
@@ -700,6 +750,37 @@ static void test_each_table_of_a_child_fails(void **state)
 		assert_nothing_left(f);
 	}
 	assert_true(k > PAGES);
+}
+
+/* What a child must not get is looked up in a file. */
+static void test_each_look_at_smaps_fails(void **state)
+{
+	static const int how[] = {-EMFILE, -ENFILE, -ENOMEM};
+	struct core_fixture *f = *state;
+	uint8_t *wiped = mmap(NULL, USM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(wiped != MAP_FAILED);
+	assert_int_equal(madvise(wiped, USM_PAGE_SIZE, MADV_WIPEONFORK), 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(how); i++) {
+		struct process *p = fixture_process(f, "forking"), *child;
+		uint64_t vpn = VPN((uintptr_t)wiped);
+
+		p->shared->uninherited = 1;
+		p->shared->pid = getpid();
+		put_swapped(f, p, vpn);
+		put_swapped(f, p, FROM);
+		plan_fail(SITE_OPEN, how[i], 1, 3);
+		child = fork_by_event(f, p);
+		assert_int_equal(plan.hit, 3);
+		plan.site = SITE_NONE;
+		assert_int_equal(entry_of(child, vpn), 0);
+		assert_int_equal(PAGE_STATE(entry_of(child, FROM)), PAGE_SWAPPED);
+		end_by_hand(f, child);
+		end_by_hand(f, p);
+		assert_nothing_left(f);
+	}
+	munmap(wiped, USM_PAGE_SIZE);
 }
 
 /* --- installing ------------------------------------------------------------------------------- */
@@ -806,6 +887,7 @@ int main(void)
 		cmocka_unit_test(test_each_table_fails),
 		cmocka_unit_test(test_each_table_of_a_move_fails),
 		cmocka_unit_test(test_each_table_of_a_child_fails),
+		cmocka_unit_test(test_each_look_at_smaps_fails),
 		cmocka_unit_test(test_each_install_fails),
 		cmocka_unit_test(test_each_return_fails),
 	};
