@@ -340,6 +340,19 @@ static struct process *child_of(struct core *c, int uffd)
 	return process_new(c);
 }
 
+/* Like make_page(): descriptors or memory may be short for a moment. */
+static int read_uninherited(pid_t pid, struct vpn_range **ret, unsigned *ret_n)
+{
+	int r;
+
+	for (unsigned i = 0;; i++) {
+		r = smaps_uninherited(pid, ret, ret_n);
+		if ((r != -ENOMEM && r != -EMFILE && r != -ENFILE) || i == MEMORY_RETRIES)
+			return r;
+		usleep(MEMORY_USEC);
+	}
+}
+
 static void apply_fork(struct apply *a, int uffd)
 {
 	struct process *p = a->p, *child;
@@ -358,7 +371,7 @@ static void apply_fork(struct apply *a, int uffd)
 		s->uninherited = 1;
 	if (p->ops && atomic_load(&p->ops->protect_fork) == USM_PROTECT_DONE)
 		s->fork_protected = 1;
-	if (s->uninherited && s->pid > 0 && smaps_uninherited(s->pid, &skip, &nr_skip) < 0)
+	if (s->uninherited && s->pid > 0 && read_uninherited(s->pid, &skip, &nr_skip) < 0)
 		log_warning("%s (pid %d): cannot read which of its memory a forked child does not "
 			    "get; the child gets all of it",
 			    s->name, s->pid);
