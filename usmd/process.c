@@ -160,8 +160,11 @@ void process_kill(struct process *p, uint64_t addr, const char *reason)
 					    .process = p->shared->name,
 					    .pid = p->shared->pid,
 					    .addr = addr}),
-		  "%s (pid %d): %s at %#llx; killing it, it must not see wrong data", p->shared->name,
-		  p->shared->pid, reason, (unsigned long long)addr);
+		  "%s (pid %d): %s at %#llx; %s", p->shared->name, p->shared->pid, reason,
+		  (unsigned long long)addr,
+		  p->shared->pidfd >= 0 ? "killing it, it must not see wrong data" :
+					  "it is a child without an agent, so who it is is not known: it "
+					  "waits there for ever, end it by hand");
 	atomic_fetch_add(&p->core->arena->h->nr_errors, 1);
 	if (p->shared->pidfd >= 0)
 		syscall(SYS_pidfd_send_signal, p->shared->pidfd, SIGKILL, NULL, 0);
