@@ -446,8 +446,11 @@ static int adopt(struct usm_swap_device *d)
 		return r;
 	d->direct = flags & O_DIRECT;
 	r = usm_swap_io_sync(d->fd, false, h, USM_SWAP_PAGE, 0);
-	if (r < 0)
-		return r;
+	if (r < 0) {
+		/* The disk is broken: that is for those to suffer who need something on it. */
+		log_warning_errno(r, "swap file %s: reading its header: %m, ignoring", d->path);
+		return 0;
+	}
 	if (!header_is_ours(h) || h->version != USM_SWAP_FILE_VERSION ||
 	    h->state != USM_SWAP_FILE_READY || h->size_bytes != file_bytes(d))
 		return -EINVAL;

@@ -31,8 +31,8 @@ struct usm_swap_device_ops {
 	int (*open)(struct usm_swap_device *d, char **ret_message);
 
 	/*
-	 * Returns once nothing that a dead engine submitted is in flight.  Called
-	 * after open of a recovered device, before any other thread uses it.
+	 * Returns once nothing that a dead engine submitted is in flight; -errno: that
+	 * cannot be told, so that no slot may be given out.  Called after open of a recovered device, before any other thread uses it.
 	 */
 	int (*quiesce)(struct usm_swap_device *d);
 

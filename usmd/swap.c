@@ -102,8 +102,20 @@ static int device_adopt(struct usm_swap *s, struct usm_swap_device *d)
 	if (r < 0)
 		return r;
 	r = d->ops->quiesce(d);
-	if (r < 0)
+	if (usm_swap_is_transient(r))
 		return r;
+	if (r < 0) {
+		/* What the dead engine was writing may still arrive, in slots that nobody names.  As
+		 * long as none is given out again it does no harm. */
+		log_event_errno(LOG_ERR, r,
+				&((struct usm_log_fields){ .event = "swap",
+							   .message_id = USM_MSG_SWAP }),
+				"swap file %s: waiting for a dead engine's writes: %m; it takes no "
+				"more pages, and what is on it is brought back", d->path);
+		usm_swap_count_error(&s->nr_errors);
+		in_use = USM_SWAP_IN_DRAIN;
+		sh->in_use = in_use;
+	}
 	r = device_init(d);
 	if (r < 0)
 		return r;

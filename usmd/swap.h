@@ -78,7 +78,7 @@ struct usm_swap_io {
  * engine's death: adopts the devices that are, and first *quiesces* each: the
  * dead engine's writes may still be in flight, so before any slot is read,
  * written or freed it punches the file's scratch block, which waits for them
- * (docs/internals.md).  Falls back from io_uring to pread/pwrite with one
+ * (docs/swap.md); where that fails, the device is being removed from now on.  Falls back from io_uring to pread/pwrite with one
  * warning.  -errno.
  */
 int usm_swap_new(const struct usm_swap_config *config, struct usm_swap **ret);
