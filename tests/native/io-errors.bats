@@ -306,6 +306,64 @@ full_disk() {
 	pid_alive "${PIDS[hold]}"
 }
 
+# A new engine can neither read the header nor wait for the dead one's writes.
+@test "a disk that breaks, and the engine dies: who has nothing on it goes on" {
+	make_disk ext4 64
+	SWAP=$DISK/swap SWAP_SIZE=32M
+	start_usmd 128 "default policyOne"
+	start_program hold 16
+	start_program other 16
+	evict hold
+	break_disk
+	kill -KILL "$(status enginePid)"
+	wait_for 20 carried_on 1
+	grep -q "swap file $SWAP: waiting for a dead engine's writes: .*; it takes no more pages" "$LOG"
+	check_program other
+	# It is brought back, which cannot succeed.
+	wait_for 20 not pid_alive "${PIDS[hold]}"
+	run -1 grep -q ok "$T/hold.out"
+	[ "$(grep -c '; killing it' "$LOG")" -eq 1 ]
+	wait_for 20 device_is_gone "$SWAP"
+	run -0 usmctl swap add "$T/state/good" 64M
+	evict other
+	assert_at_least "$(process other swapped)" 3500
+	check_program other
+}
+
+@test "a file system that becomes read-only, and the engine dies: nothing is lost" {
+	make_disk ext4 64
+	mount -o remount,errors=remount-ro "$DISK"
+	[ -w "/sys/fs/ext4/${LOOP##*/}/trigger_fs_error" ] ||
+		skip "this kernel's ext4 cannot be told to fail"
+	SWAP=$DISK/swap SWAP_SIZE=32M
+	start_usmd 128 "default policyOne"
+	start_program hold 16
+	evict hold
+	echo 1 > "/sys/fs/ext4/${LOOP##*/}/trigger_fs_error"
+	kill -KILL "$(status enginePid)"
+	wait_for 20 carried_on 1
+	check_program hold
+	wait_for 20 device_is_gone "$SWAP"
+	check_program hold
+}
+
+@test "a disk that breaks: usmd can be stopped, and who has nothing on it goes on without" {
+	make_disk ext4 64
+	SWAP=$DISK/swap SWAP_SIZE=32M
+	start_usmd 128 "default policyOne"
+	start_program hold 16
+	start_program other 16
+	evict hold
+	break_disk
+	stop_usmd
+	wait_for 10 not pid_alive "${PIDS[hold]}"
+	check_program other
+}
+
+carried_on() {
+	[ "$(status engineRestarts)" -eq "$1" ]
+}
+
 # --- copy-on-write ------------------------------------------------------------------------------
 
 @test "btrfs: the swap file is marked no-copy-on-write, a file without the mark is refused" {
@@ -382,7 +440,7 @@ work_without_uring() {
 device_is_gone() {
 	local list
 
-	list=$(usmctl list swap --json) && [[ $list == *"$SWAP"* && $list != *"\"$1\""* ]]
+	list=$(usmctl list swap --json) && [[ $list == *swaps* && $list != *"\"$1\""* ]]
 }
 
 # A second device, of a higher priority, so that pages go there.

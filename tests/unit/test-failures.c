@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include "event.h"
+#include "fault.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
 #include "swap-file.h"
@@ -572,6 +573,35 @@ static void test_each_read_is_tried_again(void **state)
 		assert_true(each_read(f, how[i], 2 * SWAP_RETRIES, false) >= 1);
 }
 
+/* Pages are brought back, with frames or (usmd stops) without. */
+static void test_each_bringing_back_fails(void **state)
+{
+	struct core_fixture *f = *state;
+	struct worker w;
+
+	assert_int_equal(worker_init(&f->core, ARENA_WORKERS - 2, &w), 0);
+	for (unsigned lend = 0; lend < 2; lend++)
+		for (unsigned k = 1;; k++) {
+			struct program g = {0};
+			bool hit;
+
+			program_start(f, &g, k, true);
+			assert_int_equal(evict_all(&g), PAGES);
+			plan_fail(SITE_READ, k % 2 ? -EIO : -ENOMEM, k, 2 * SWAP_RETRIES);
+			for (unsigned i = 0; i < PAGES && !atomic_load(&g.p->killed); i += k)
+				fault_bring_back(&w, g.p, VPN((uintptr_t)page_of(&g, i)), lend);
+			hit = plan.hit;
+			plan.site = SITE_NONE;
+			assert_int_equal(atomic_load(&g.p->killed), hit && k % 2);
+			read_all(&g);
+			program_end(&g);
+			assert_nothing_left(f);
+			if (!hit)
+				break;
+		}
+	worker_done(&w);
+}
+
 /* The same through rings. */
 static void test_single_slots(void **state)
 {
@@ -883,6 +913,7 @@ int main(void)
 		cmocka_unit_test(test_dropped_without_copy),
 		cmocka_unit_test(test_each_read_fails),
 		cmocka_unit_test(test_each_read_is_tried_again),
+		cmocka_unit_test(test_each_bringing_back_fails),
 		cmocka_unit_test(test_single_slots),
 		cmocka_unit_test(test_each_table_fails),
 		cmocka_unit_test(test_each_table_of_a_move_fails),
