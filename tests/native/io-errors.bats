@@ -463,6 +463,18 @@ start_with_second() {
 	check_program hold
 }
 
+@test "swap remove: pages that the kernel may drop come back too" {
+	start_with_second 96 "eviction lazyfree"
+	start_program hold 48
+	evict hold
+	evict hold
+	assert_at_least "$(device "$T/state/second" used)" 5000
+	USMCTL_TIMEOUT=10 usmctl swap remove "$T/state/second" || :
+	wait_for 60 device_is_gone "$T/state/second"
+	shred -n 1 "$T/state/second"
+	check_program hold
+}
+
 @test "swap remove: into a pool that is smaller than what is on the device" {
 	start_with_second 24
 	start_program hold 56

@@ -3,7 +3,8 @@
  * Whatever can fail on the paths of fault and eviction fails, once at each place: the k-th
  * transfer, the k-th allocation, the k-th UFFDIO_COPY, for each k until a run has no k-th.  The
  * program is memory of our own under a real userfaultfd, served by the real workers and the real
- * reclaim thread; a thread stands for its agent.
+ * reclaim thread; a thread stands for its agent.  All in one file, as what fails is counted here in
+ * place of the C library.
  */
 #include "core-fixture.h"
 
@@ -869,6 +870,40 @@ static void test_each_return_fails(void **state)
 		}
 }
 
+/* --- numbers that are given out again ---------------------------------------------------------- */
+
+static _Atomic bool watching;
+
+static void *watch_record(void *arg)
+{
+	struct process *p = arg;
+	uintptr_t nr_missing = 0;
+
+	while (atomic_load(&watching))
+		nr_missing += !*(struct arena_process *volatile *)&p->shared;
+	return (void *)nr_missing;
+}
+
+/* Reclaim and the janitor look at all numbers at any time. */
+static void test_number_keeps_its_record(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = process_new(&f->core);
+	uint64_t end = now_nsec() + 200000000;
+	pthread_t thread;
+	void *nr_missing;
+
+	assert_non_null(p);
+	atomic_store(&watching, true);
+	assert_int_equal(pthread_create(&thread, NULL, watch_record, p), 0);
+	while (now_nsec() < end)
+		process_init(&f->core, p->number);
+	atomic_store(&watching, false);
+	pthread_join(thread, &nr_missing);
+	assert_int_equal((uintptr_t)nr_missing, 0);
+	atomic_store(&p->shared->state, PROCESS_FREE);
+}
+
 /* One engine for all: workers are started once. */
 static int engine_start(void **state)
 {
@@ -921,6 +956,7 @@ int main(void)
 		cmocka_unit_test(test_each_look_at_smaps_fails),
 		cmocka_unit_test(test_each_install_fails),
 		cmocka_unit_test(test_each_return_fails),
+		cmocka_unit_test(test_number_keeps_its_record),
 	};
 	const struct CMUnitTest skipped[] = {cmocka_unit_test(test_skipped)};
 
