@@ -334,6 +334,23 @@ static void read_begin(struct program *g)
 	assert_int_equal(pthread_create(&g->reader, NULL, reader_main, g), 0);
 }
 
+static int is_filling(void *userdata, uint64_t vpn, page_entry *e)
+{
+	(void)userdata;
+	(void)vpn;
+	return PAGE_STATE(atomic_load(e)) == PAGE_FILLING;
+}
+
+/* A page is published after its program was woken. */
+static void wait_for_publication(struct program *g)
+{
+	for (unsigned i = 0;
+	     page_visit(g->f->arena, g->p->number, 0, VPN_MAX, is_filling, NULL); i++) {
+		assert_true(i < PATIENCE_MSEC);
+		usleep(1000);
+	}
+}
+
 /* Until it has read all, or is to be killed: then it has seen nothing that is wrong. */
 static void read_end(struct program *g)
 {
@@ -349,6 +366,7 @@ static void read_end(struct program *g)
 				     (uintptr_t)g->memory + PAGES * g->stride);
 	}
 	pthread_join(g->reader, NULL);
+	wait_for_publication(g);
 	assert_int_equal(g->nr_wrong, 0);
 }
 
