@@ -305,7 +305,9 @@ kill_engine_loop() {
 		pid=$(USMCTL_TIMEOUT=5 status enginePid)
 		# Only ever a child of our own usmd.
 		if [[ $pid =~ ^[0-9]+$ ]] && [ "$(ps -o ppid= -p "$pid" | tr -d ' ')" = "$USMD_PID" ]; then
-			kill -KILL "$pid" && echo $((++kills)) > "$T/kills"
+			# Whole at any moment: this loop is ended at any moment.
+			kill -KILL "$pid" && echo $((++kills)) > "$T/kills.new" &&
+				mv "$T/kills.new" "$T/kills"
 		fi
 		sleep "$1"
 	done
