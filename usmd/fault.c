@@ -119,10 +119,11 @@ static int claim_first(struct fill *f, const struct fault *fault)
 		case PAGE_FILLING:
 			return 0;
 		case PAGE_EVICTING:
-			/* An agent that copies a write-protected page which the program has zapped
-			 * meanwhile waits for us, and the eviction for it. */
+			/* An agent that writes to a page which the program has zapped meanwhile waits for
+			 * us, and the eviction for it.  Not an old fault of it: the page may have left. */
 			if (fault && p->ops && (int32_t)fault->tid == p->shared->agent_tid &&
-			    p->shared->op_kind == USM_OPS_LAZYFREE) {
+			    p->shared->op_kind == USM_OPS_LAZYFREE &&
+			    fault->nsec > atomic_load(&p->posted_nsec)) {
 				userfault_copy(p->shared->uffd, f->vpn, p->core->zeros, 1, &done);
 				return 0;
 			}

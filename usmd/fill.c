@@ -330,10 +330,15 @@ static void publish(struct fill *f, unsigned i)
 /*
  * The page was present before we came.  The kernel may be about to zap it, if a REMOVE was
  * announced: then it must not leave for a while, like every page that was announced.
+ * If it has a slot too, what is there is newer, or it is a LAZY page that a fork has shared: the
+ * kernel may drop that one still.
  */
 static void publish_present(struct fill *f, unsigned i)
 {
-	fill_publish(f, i, false, process_present_flags(f->p));
+	if (f->swapped && f->frame[i])
+		fill_publish(f, i, true, PAGE_LAZY);
+	else
+		fill_publish(f, i, false, process_present_flags(f->p));
 }
 
 int fill_install(struct fill *f, const uint8_t *buffer)
@@ -372,7 +377,6 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 			process_latch(p);
 			break;
 		case -EEXIST:
-			/* Present already: what is there is newer than any slot. */
 			publish_present(f, i);
 			fill_wake(p, f->vpn + i);
 			i++;

@@ -85,9 +85,9 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 		ops->addr[i] = VADDR(s->op_vpn[i]);
 		atomic_store_explicit(&ops->res[i], -EINPROGRESS, memory_order_relaxed);
 	}
+	atomic_store(&p->posted_nsec, now_nsec());
 	atomic_store(&ops->req, s->op_seq);
 	KILL_POINT("evict-posted");
-	p->evict.posted_nsec = now_nsec();
 	p->evict.stalled = false;
 	r->nr_posted++;
 }
@@ -150,10 +150,14 @@ unsigned operation_drop_slots(struct core *c, bool draining, uint32_t *hand, uin
 				}
 				e = process_page(p, ARENA_OWNER_VPN(owner), false);
 				v = e ? atomic_load(e) : 0;
+				/* Claimed: else the frame may have become a LAZY page's meanwhile. */
 				if (PAGE_STATE(v) == PAGE_RESIDENT && PAGE_VALUE(v) == frames[i] &&
-				    !(v & PAGE_LAZY)) {
+				    !(v & PAGE_LAZY) &&
+				    atomic_compare_exchange_strong(e, &v, PAGE_ENTRY(PAGE_FILLING, 0))) {
 					uint32_t slot = atomic_exchange(&f->clean_slot, 0);
 
+					atomic_store(e, v);
+					userfault_wake(p->shared->uffd, ARENA_OWNER_VPN(owner), 1);
 					if (slot) {
 						usm_swap_unref(c->swap, slot);
 						dropped++;

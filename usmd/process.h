@@ -63,6 +63,7 @@ struct process {
 	_Atomic bool maps_changed;    /* unmapped or moved something since the last scan */
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
+	_Atomic uint64_t posted_nsec; /* when the last operation was handed to its agent */
 	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
 	/* Not attached: its handshake is under way, or it is being let go.  Whoever sets it may. */
 	_Atomic bool claimed;
@@ -83,7 +84,6 @@ struct process {
 	/* The reclaim thread's own. */
 	struct {
 		bool in_epoll, stalled;
-		uint64_t posted_nsec;
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];
 		unsigned nr_unshare;

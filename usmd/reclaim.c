@@ -96,7 +96,7 @@ static void check_operations(struct reclaim *r)
 				operation_post_refused(r, p);
 			if (p->evict.nr_unshare && operation_possible(p))
 				operation_post_unshare(r, p);
-		} else if (!p->evict.stalled && now - p->evict.posted_nsec > STALL_NSEC) {
+		} else if (!p->evict.stalled && now - atomic_load(&p->posted_nsec) > STALL_NSEC) {
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */
 		}

@@ -235,7 +235,7 @@ static int recover_process(struct core *c, uint32_t number)
 		return r;
 	if (p->shared->op_state != OP_IDLE && p->shared->op_kind != USM_OPS_UNSHARE)
 		atomic_store(&p->nr_evicting, MIN(p->shared->op_n, USM_OPS_BATCH));
-	p->evict.posted_nsec = now_nsec();
+	atomic_store(&p->posted_nsec, now_nsec());
 	if (residents.error < 0)
 		process_kill(p, 0, "its page table holds an invalid entry after the engine's death");
 	return 0;
