@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Taking the results of operations: what left goes to its slot, what stayed stays. */
 #include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kill-point.h"
@@ -16,6 +13,7 @@
 #include "policy.h"
 #include "pool.h"
 #include "reclaim-internal.h"
+#include "worker.h"
 
 /* A page that cannot be put back meets unread events: try again after this. */
 #define PUT_BACK_USEC 100
@@ -280,7 +278,7 @@ static void end_operation(struct process *p)
 	atomic_store(&p->shared->op_state, OP_IDLE);
 	KILL_POINT("collect-ended");
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
-		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+		worker_defer(p);
 }
 
 static void drop_slot(struct core *c, uint32_t slot)

@@ -19,6 +19,7 @@
 #include "process.h"
 #include "reclaim.h"
 #include "scan.h"
+#include "worker.h"
 
 /* How long an agent that was told to go may take. */
 #define RELEASE_TICKS 10
@@ -102,6 +103,8 @@ void detach_dead(struct core *c, struct process *p)
 	}
 	while (!process_try_latch_exclusive(p))
 		usleep(100);
+	event_finish(p);
+	worker_forget(p);
 	family_hand_over(p, 0, VPN_MAX);
 	KILL_POINT("detach-handed-over");
 	page_visit(c->arena, p->number, 0, VPN_MAX, drop_all, p);
@@ -154,7 +157,8 @@ static bool bring_all_back(struct core *c, struct worker *w, struct process *p)
 
 		if (atomic_load(&p->gone) || atomic_load(&p->killed))
 			return false;
-		process_latch(p);
+		if (!process_latch(p))
+			return false;
 		r = page_visit(c->arena, p->number, vpn, VPN_MAX, first_missing, &found);
 		process_unlatch(p);
 		if (!r) {

@@ -26,8 +26,6 @@
 #define GATE_LOOKS_YIELD 64
 /* Messages of one read(); the rest of the journal is for what is read on at a barrier. */
 #define JOURNAL_READ 64u
-/* While a barrier waits, it looks for events that the agent may be waiting for. */
-#define BARRIER_WAIT_NSEC 1000000l
 /* There was no memory for a page table: tried again after this, so often. */
 #define MEMORY_USEC 1000
 #define MEMORY_RETRIES 5000
@@ -461,37 +459,44 @@ static void pass_fault(struct process *p, const struct uffd_msg *m, uint64_t tim
 }
 
 /*
- * Reads on behind the n messages of the journal.  Faults are passed on at once, as the kernel
- * gives any number of them before the first event.  An engine that dies here leaves at worst an
- * event twice in a row, which changes nothing.
+ * Reads on behind the journal's messages.  Faults are passed on at once, as the kernel gives any
+ * number of them before the first event.  An engine that dies here leaves at worst an event twice
+ * in a row, which changes nothing.
  */
-static unsigned read_on(struct process *p, unsigned n, bool again)
+static void read_on(struct process *p)
 {
 	struct uffd_msg *j = p->shared->journal;
-	unsigned from = n;
+	unsigned n = p->journal.n, from, room;
 	ssize_t k;
 
-	/* What is read lets its thread go on: no page of what it changes may be on its way. */
-	if (!gate_enter(p))
-		return n; /* the next time */
-	k = read_messages(p, &j[n], ARENA_JOURNAL - n);
-	KILL_POINT("barrier-read");
-	cancel_operation(p);
-	gate_leave(p);
-
-	for (unsigned i = n; k > 0 && i < from + (unsigned)k; i++) {
-		if (j[i].event == UFFD_EVENT_PAGEFAULT) {
-			pass_fault(p, &j[i], now_nsec());
-		} else if (i == n) {
-			n++;
-			continue;
-		} else {
-			j[n++] = j[i];
+	do {
+		from = n;
+		room = ARENA_JOURNAL - n;
+		/* What is read lets its thread go on: no page of what it changes may be on its way. */
+		if (!room || !gate_enter(p)) {
+			if (room)
+				worker_defer(p);
+			return;
 		}
-		*(volatile uint8_t *)&j[i].event = 0;
-	}
-	tell_removals(p, from, n, again);
-	return n;
+		k = read_messages(p, &j[n], room);
+		KILL_POINT("barrier-read");
+		cancel_operation(p);
+		gate_leave(p);
+
+		for (unsigned i = n; k > 0 && i < from + (unsigned)k; i++) {
+			if (j[i].event == UFFD_EVENT_PAGEFAULT) {
+				pass_fault(p, &j[i], now_nsec());
+			} else if (i == n) {
+				n++;
+				continue;
+			} else {
+				j[n++] = j[i];
+			}
+			*(volatile uint8_t *)&j[i].event = 0;
+		}
+		p->journal.n = n;
+		tell_removals(p, from, n, p->journal.again);
+	} while (k == (ssize_t)room);
 }
 
 /* The program has ended in the middle of an operation, with its agent. */
@@ -501,37 +506,56 @@ static bool is_beyond_collection(struct process *p)
 	       !(p->ops && atomic_load(&p->ops->done) == p->shared->op_seq);
 }
 
-/*
- * Waits until no page of p is on its way out.  An agent in the middle of MADV_FREE
- * waits for its own event to be read, so what comes meanwhile is read on into the
- * journal.  Messages from `first` on have not been applied.  Returns their number.
- */
-static unsigned barrier_wait(struct process *p, unsigned first, unsigned n, bool again)
+static bool must_wait(struct process *p)
 {
-	const struct timespec timeout = {.tv_nsec = BARRIER_WAIT_NSEC};
-	uint64_t full_nsec = now_nsec();
-	uint32_t v;
+	return atomic_load(&p->nr_evicting) && !is_beyond_collection(p);
+}
 
-	tell_removals(p, first, n, again);
-	if (p->ops)
-		atomic_store(&p->ops->hurry, atomic_load(&p->ops->req));
-	atomic_store(&p->barrier, true);
-	KILL_POINT("barrier-waits");
-	while ((v = atomic_load(&p->nr_evicting)) != 0 && !is_beyond_collection(p)) {
-		syscall(SYS_futex, &p->nr_evicting, FUTEX_WAIT_PRIVATE, v, &timeout, NULL, 0);
-		if (atomic_load(&p->nr_evicting) && n < ARENA_JOURNAL) {
-			/* Nobody takes an operation's results before its pages were told. */
-			atomic_store(&p->barrier, false);
-			n = read_on(p, n, again);
-			atomic_store(&p->barrier, true);
-			full_nsec = now_nsec();
-		} else if (n == ARENA_JOURNAL && now_nsec() - full_nsec > BARRIER_FULL_NSEC) {
-			process_kill(p, 0, "its threads change so many mappings that a fork cannot be "
-					   "put in order with them");
-		}
+/* It has no room for what the agent's MADV_FREE may be waiting for to be read. */
+static void check_room(struct process *p)
+{
+	if (p->journal.n < ARENA_JOURNAL || p->shared->op_kind != USM_OPS_LAZYFREE)
+		p->journal.full_nsec = 0;
+	else if (!p->journal.full_nsec)
+		p->journal.full_nsec = now_nsec();
+	else if (now_nsec() - p->journal.full_nsec > BARRIER_FULL_NSEC)
+		process_kill(p, 0, "its threads change so many mappings that a fork cannot be put in "
+				   "order with them");
+}
+
+/*
+ * No page of p may be on its way out when the next message is applied.  An agent in the
+ * middle of MADV_FREE waits for its own event to be read, so what comes meanwhile is read
+ * on into the journal.  False: not yet; who ends the operation, a new event, or the
+ * janitor makes somebody try again.
+ */
+static bool pass_barrier(struct process *p)
+{
+	bool wait = must_wait(p);
+
+	if (wait && !(atomic_load(&p->latch) & LATCH_BARRIER)) {
+		tell_removals(p, p->journal.next + 1, p->journal.n, p->journal.again);
+		if (p->ops)
+			atomic_store(&p->ops->hurry, atomic_load(&p->ops->req));
+		p->journal.full_nsec = 0;
+		atomic_fetch_or(&p->latch, LATCH_BARRIER);
+		KILL_POINT("barrier-waits");
+	}
+	if (wait) {
+		/* Nobody takes an operation's results before its pages were told. */
+		atomic_store(&p->barrier, false);
+		read_on(p);
+		check_room(p);
+		atomic_store(&p->barrier, true);
+		/* Who ends the operation looks whether there is a barrier afterwards. */
+		if (must_wait(p))
+			return false;
 	}
 	atomic_store(&p->barrier, false);
-	return n;
+	if (atomic_fetch_and(&p->latch, ~LATCH_BARRIER) & LATCH_BARRIER &&
+	    atomic_exchange(&p->parked, false))
+		process_wake_all(p);
+	return true;
 }
 
 static void apply_message(struct apply *a, const struct uffd_msg *m)
@@ -554,30 +578,34 @@ static void apply_message(struct apply *a, const struct uffd_msg *m)
 	}
 }
 
-/* Applies the journal's messages from `first` on in their order; n may grow at a barrier.
- * again: an engine died over the first one. */
-static void apply_journal(struct process *p, unsigned first, unsigned n, uint64_t time, bool again)
+/* Applies the journal's messages in their order.  False: it waits at a barrier. */
+static bool apply_journal(struct process *p)
 {
-	struct apply a = {.p = p, .again = again};
+	struct apply a = {.p = p, .again = p->journal.again};
+	uint64_t time = now_nsec();
 
-	for (unsigned i = first; i < n; i++) {
-		struct uffd_msg *m = &p->shared->journal[i];
+	while (p->journal.next < p->journal.n) {
+		struct uffd_msg *m = &p->shared->journal[p->journal.next];
 
 		if (m->event == UFFD_EVENT_PAGEFAULT) {
 			pass_fault(p, m, time);
 		} else {
-			if (is_barrier(m) && atomic_load(&p->nr_evicting))
-				n = barrier_wait(p, i + 1, n, again);
+			if (is_barrier(m) && !pass_barrier(p))
+				return false;
 			apply_message(&a, m);
 			KILL_POINT("event-applied");
 		}
-		atomic_store_explicit(&p->shared->journal_applied, i + 1, memory_order_release);
+		p->journal.next++;
+		atomic_store_explicit(&p->shared->journal_applied, p->journal.next,
+				      memory_order_release);
 	}
 	KILL_POINT("event-all-applied");
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < p->journal.n; i++)
 		*(volatile uint8_t *)&p->shared->journal[i].event = 0;
 	KILL_POINT("event-ending");
 	atomic_store_explicit(&p->shared->journal_applied, 0, memory_order_release);
+	p->journal.next = p->journal.n = 0;
+	return true;
 }
 
 /* Reads once and applies. Returns the number of messages, 0: nothing more, -errno. */
@@ -606,18 +634,20 @@ static int read_once(struct process *p)
 		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 	}
 	KILL_POINT("event-cancelled");
-	apply_journal(p, 0, (unsigned)n, now_nsec(), false);
-	return (int)n;
+	p->journal.n = (unsigned)n;
+	p->journal.again = false;
+	return apply_journal(p) ? (int)n : 0;
 }
 
 void event_read_latched(struct process *p)
 {
-	int r;
-
 	do {
-		do
-			r = read_once(p);
-		while (r == JOURNAL_READ);
+		int r = 0;
+
+		if (!p->journal.n || apply_journal(p))
+			do
+				r = read_once(p);
+			while (r == JOURNAL_READ);
 		if (r < 0) {
 			log_debug("%s (pid %d): reading its userfaultfd: %s", p->shared->name,
 				  p->shared->pid, strerror(-r));
@@ -648,6 +678,14 @@ void event_resume(struct process *p)
 	/* read() fills it from the start, and what it did not fill is zero. */
 	while (n && !p->shared->journal[n - 1].event)
 		n--;
-	apply_journal(p, atomic_load(&p->shared->journal_applied), n, now_nsec(), true);
+	p->journal.n = n;
+	p->journal.next = MIN(atomic_load(&p->shared->journal_applied), n);
+	p->journal.again = true;
 	event_read_latched(p);
+}
+
+void event_finish(struct process *p)
+{
+	if (p->journal.n)
+		apply_journal(p);
 }

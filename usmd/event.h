@@ -2,8 +2,9 @@
 /*
  * Reading a userfaultfd and applying its events to the page table.  Faults are
  * handed on (worker.h).  Any thread may find itself reading; it never waits for a
- * policy, and for an agent or a disk only when a FORK or REMAP has to wait until
- * pages on their way out have arrived.
+ * policy, an agent or a disk: where a FORK or REMAP has to wait until pages on their way
+ * out have arrived, the journal is left as it is (LATCH_BARRIER, process.h), and whoever
+ * reads next looks whether it can go on.
  */
 #pragma once
 
@@ -22,5 +23,8 @@ void event_read_latched(struct process *p);
  */
 void event_hold(struct process *p);
 /* With all threads running: applies the rest of the dead engine's journal, reads on, lets
- * the latch go.  May wait for p's agent, as a FORK does. */
+ * the latch go. */
 void event_resume(struct process *p);
+/* Its program has ended and nothing of it is on its way out any more: what waited at a barrier
+ * is applied, as a child may be in it.  The caller holds the latch exclusively, and keeps it. */
+void event_finish(struct process *p);

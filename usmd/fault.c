@@ -157,7 +157,8 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 	struct fill f;
 	int r;
 
-	process_latch(p);
+	if (!process_latch(p))
+		return -EAGAIN;
 	r = claim_one(&f, p, vpn, swapped);
 	process_unlatch(p);
 	if (r < 0)
@@ -176,8 +177,7 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 		r = fill_install(&f, NULL);
 		return r < 0 || f.n ? r : -ENOENT;
 	}
-	process_latch(p);
-	if (atomic_load(&f.entry[0]) & PAGE_GONE || !f.frame[0])
+	if (!process_latch_claimed(p) || atomic_load(&f.entry[0]) & PAGE_GONE || !f.frame[0])
 		fill_unclaim(&f, 0);
 	else
 		fill_publish(&f, 0, true, PAGE_LAZY);
@@ -236,13 +236,15 @@ static void serve_protection(struct process *p, const struct fault *fault)
 	uint64_t v;
 
 	if (p->shared->fork_protected) {
-		process_latch(p);
+		if (!process_latch(p))
+			return;
 		e = process_page(p, fault->vpn, false);
 		v = e ? atomic_load(e) : 0;
 		process_unlatch(p);
 		account_for_copy(p, fault, PAGE_STATE(v));
 	}
-	process_latch(p);
+	if (!process_latch(p))
+		return;
 	e = process_page(p, fault->vpn, false);
 	v = e ? atomic_load(e) : 0;
 	while (PAGE_STATE(v) == PAGE_EVICTING)
@@ -270,7 +272,8 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 		unsigned done;
 
 		memcpy(page, &p->shared->nonce, sizeof(p->shared->nonce));
-		process_latch(p);
+		if (!process_latch(p))
+			return;
 		if (userfault_copy(p->shared->uffd, fault->vpn, page, 1, &done) < 0)
 			fill_wake(p, fault->vpn);
 		process_unlatch(p);
@@ -281,7 +284,8 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	f.n = 0;
 	f.frame[0] = 0;
 	f.urgent = p->ops && (int32_t)fault->tid == p->shared->agent_tid;
-	process_latch(p);
+	if (!process_latch(p))
+		return;
 	f.entry = process_page(p, f.vpn, true);
 	if (unlikely(!f.entry)) {
 		static _Atomic uint64_t last;
@@ -327,7 +331,8 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 	struct fill f;
 	int r;
 
-	process_latch(p);
+	if (!process_latch(p))
+		return -EAGAIN;
 	r = claim_one(&f, p, vpn, true);
 	while (r >= 0 && f.n < USM_OPS_BATCH && (vpn + f.n) % LEAF_PAGES &&
 	       fill_claim_next(&f, f.entry + f.n))

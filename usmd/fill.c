@@ -222,7 +222,7 @@ int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend)
 	}
 	reclaim_kick(c);
 	if (have < f->n) {
-		process_latch(p);
+		process_latch_claimed(p);
 		unclaim_from(f, have);
 		process_unlatch(p);
 	}
@@ -250,7 +250,7 @@ int fill_read(struct fill *f, uint8_t *buffer)
 	while (good < f->n && io[good].result >= 0)
 		good++;
 	again = usm_swap_is_transient(r);
-	process_latch(p);
+	process_latch_claimed(p);
 	if (good == 0) {
 		uint64_t v = atomic_load(&f->entry[0]);
 
@@ -347,7 +347,8 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 	unsigned i = 0, spins = 0;
 	int r = 0;
 
-	process_latch(p);
+	if (!process_latch_claimed(p))
+		unclaim_from(f, 0);
 	while (i < f->n) {
 		unsigned j = i, done;
 
@@ -374,7 +375,8 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 			event_readable(p);
 			if (++spins % INSTALL_SPINS == 0)
 				sched_yield();
-			process_latch(p);
+			if (!process_latch_claimed(p))
+				unclaim_from(f, i);
 			break;
 		case -EEXIST:
 			publish_present(f, i);
@@ -388,7 +390,8 @@ int fill_install(struct fill *f, const uint8_t *buffer)
 		case -ENOMEM:
 			process_unlatch(p);
 			usleep(FILL_MEMORY_USEC);
-			process_latch(p);
+			if (!process_latch_claimed(p))
+				unclaim_from(f, i);
 			break;
 		default:
 			/* ENOENT: not mapped any more, or the region ends here. */

@@ -56,7 +56,7 @@ int fill_read(struct fill *f, uint8_t *buffer);
 /*
  * Installs the pages and publishes them.  Everything is looked at again under the
  * latch: the kernel says EAGAIN as long as an event is unread, and the latch says
- * that what was read has been applied.  0, or -ESRCH.
+ * that what was read has been applied; at a barrier all is given back.  0, or -ESRCH.
  */
 int fill_install(struct fill *f, const uint8_t *buffer);
 /*

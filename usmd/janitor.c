@@ -103,7 +103,8 @@ static void lift_protection(struct process *p)
 	if (!process_try_latch_exclusive(p))
 		return; /* the next tick */
 	/* What LAZYFREE has in hand stays protected. */
-	if (atomic_load(&p->shared->op_state) != OP_IDLE && p->shared->op_kind == USM_OPS_LAZYFREE)
+	if (p->journal.n || (atomic_load(&p->shared->op_state) != OP_IDLE &&
+			     p->shared->op_kind == USM_OPS_LAZYFREE))
 		r = -EAGAIN;
 	for (unsigned i = 0; r != -EAGAIN && i < p->scan.nr_ranges; i++)
 		r = userfault_protect(p->shared->uffd, VPN(p->scan.ranges[2 * i]),
@@ -139,9 +140,12 @@ static void look_after(struct core *c, struct process *p)
 		detach_dead(c, p);
 		return;
 	}
-	/* Its latch is not to be had as long as its agent has not ended an operation. */
-	if (atomic_load(&p->killed) || p->held || atomic_load(&p->barrier))
+	if (atomic_load(&p->killed) || p->held)
 		return;
+	if (atomic_load(&p->barrier)) {
+		event_readable(p);
+		return;
+	}
 	if (atomic_load(&p->release) ||
 	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {
 		detach_living(c, &janitor.worker, p);
@@ -194,7 +198,8 @@ static void drain_process(struct core *c, struct process *p)
 	for (unsigned i = 0; i < DRAIN_RUNS; i++) {
 		int r;
 
-		process_latch(p);
+		if (!process_latch(p))
+			return;
 		r = page_visit(c->arena, p->number, found.vpn, VPN_MAX, first_draining, &found);
 		process_unlatch(p);
 		if (!r)

@@ -15,6 +15,7 @@
 #include "event.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
+#include "mechanism-userfault.h"
 #include "process.h"
 #include "worker.h"
 
@@ -144,6 +145,12 @@ uint64_t process_present_flags(struct process *p)
 	return PAGE_WITH_STAMP(PAGE_REMOVED, now);
 }
 
+void process_wake_all(struct process *p)
+{
+	/* From the lowest address that can be mapped to the end. */
+	userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
+}
+
 void process_gone(struct process *p)
 {
 	if (!atomic_exchange(&p->gone, true))
@@ -175,15 +182,26 @@ static long futex(_Atomic uint32_t *word, int op, uint32_t val, const struct tim
 	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, val, timeout, NULL, 0);
 }
 
-void process_latch(struct process *p)
+/* The caller has nothing to do before the barrier is over.  False: it is. */
+static bool park(struct process *p)
+{
+	/* Who ends the barrier clears it in the latch, then looks at the mark. */
+	atomic_store(&p->parked, true);
+	return atomic_load(&p->latch) & LATCH_BARRIER;
+}
+
+/* Takes it, or returns false at one of the bits of `refuse`. */
+static bool latch_unless(struct process *p, uint32_t refuse)
 {
 	const struct timespec timeout = {.tv_nsec = LATCH_WAIT_NSEC};
 	uint32_t v = atomic_load_explicit(&p->latch, memory_order_relaxed);
 
 	for (;;) {
+		if (unlikely(v & refuse))
+			return false;
 		if (likely(!(v & (LATCH_EXCLUSIVE | LATCH_PENDING)))) {
 			if (atomic_compare_exchange_weak(&p->latch, &v, v + 1))
-				return;
+				return true;
 			continue;
 		}
 		atomic_fetch_add(&p->latch_waiters, 1);
@@ -195,11 +213,25 @@ void process_latch(struct process *p)
 	}
 }
 
+bool process_latch(struct process *p)
+{
+	while (!latch_unless(p, LATCH_BARRIER))
+		if (park(p))
+			return false;
+	return true;
+}
+
+bool process_latch_claimed(struct process *p)
+{
+	latch_unless(p, 0);
+	return likely(!(atomic_load(&p->latch) & LATCH_BARRIER)) || !park(p);
+}
+
 bool process_try_latch(struct process *p)
 {
 	uint32_t v = atomic_load(&p->latch);
 
-	while (!(v & (LATCH_EXCLUSIVE | LATCH_PENDING)))
+	while (!(v & (LATCH_EXCLUSIVE | LATCH_PENDING | LATCH_BARRIER)))
 		if (atomic_compare_exchange_weak(&p->latch, &v, v + 1))
 			return true;
 	return false;
@@ -215,9 +247,9 @@ void process_unlatch(struct process *p)
 {
 	uint32_t v = atomic_fetch_sub(&p->latch, 1) - 1;
 
-	if (likely(v != LATCH_PENDING))
+	if (likely((v & ~LATCH_BARRIER) != LATCH_PENDING))
 		return;
-	if (atomic_compare_exchange_strong(&p->latch, &v, LATCH_EXCLUSIVE))
+	if (atomic_compare_exchange_strong(&p->latch, &v, v ^ LATCH_PENDING ^ LATCH_EXCLUSIVE))
 		event_read_latched(p);
 }
 
@@ -236,8 +268,8 @@ bool process_try_latch_exclusive(struct process *p)
 	uint32_t v = 0;
 
 	for (;;) {
-		if (v == 0) {
-			if (atomic_compare_exchange_weak(&p->latch, &v, LATCH_EXCLUSIVE))
+		if (!(v & ~LATCH_BARRIER)) {
+			if (atomic_compare_exchange_weak(&p->latch, &v, v | LATCH_EXCLUSIVE))
 				return true;
 		} else if (atomic_compare_exchange_weak(&p->latch, &v, v | LATCH_PENDING)) {
 			return false;
@@ -247,9 +279,9 @@ bool process_try_latch_exclusive(struct process *p)
 
 bool process_unlatch_exclusive(struct process *p)
 {
-	uint32_t v = LATCH_EXCLUSIVE;
+	uint32_t barrier = atomic_load(&p->latch) & LATCH_BARRIER, v = LATCH_EXCLUSIVE | barrier;
 
-	if (atomic_compare_exchange_strong(&p->latch, &v, 0)) {
+	if (atomic_compare_exchange_strong(&p->latch, &v, barrier)) {
 		latch_wake(p);
 		return true;
 	}

@@ -13,6 +13,12 @@
  * holder that lets go reads in its place.  Shared sections are short: lookups and
  * one non-blocking ioctl.  Lock order: latch, then a policy's or a swap device's
  * own locks; no policy is called under the latch.
+ *
+ * A FORK or REMAP may have to wait for the program's agent, which may be stopped for as
+ * long as anybody likes.  No thread waits with it: while LATCH_BARRIER is set, events
+ * have been read and not applied, and nobody holds the latch for it.  Nothing is looked
+ * up then; what was claimed before may be given back.  A fault that comes meanwhile is
+ * dropped, and all are woken when the barrier is over.
  */
 #pragma once
 
@@ -25,6 +31,7 @@
 
 #define LATCH_EXCLUSIVE (1u << 31)
 #define LATCH_PENDING	(1u << 30) /* somebody wanted to read */
+#define LATCH_BARRIER	(1u << 29) /* the journal waits for pages on their way out */
 
 /* Sequential streams that fault-around recognises in one process at once. */
 #define PROCESS_STREAMS 4
@@ -54,8 +61,11 @@ struct process {
 	_Atomic(struct policy *) swap_policy; /* who chooses its victims; NULL: the same */
 	_Atomic bool swap_none; /* "process swap NAME none" */
 
-	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published; futex */
-	_Atomic bool barrier;	      /* FORK or REMAP waits for nr_evicting to be 0 */
+	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published */
+	/* FORK or REMAP waits for nr_evicting to be 0, and what was read behind it has been told
+	 * to pages on their way out (event.c). */
+	_Atomic bool barrier;
+	_Atomic bool parked; /* faults were dropped since the barrier began */
 	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
 	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */
@@ -80,6 +90,14 @@ struct process {
 	unsigned stream_victim;
 	_Atomic uint32_t histogram[PROCESS_HISTOGRAM];
 	_Atomic uint32_t fault_usec_max;
+
+	/* The journal's messages, those that have been applied, of who holds the latch exclusively.
+	 * n is not 0 while it waits at a barrier. */
+	struct {
+		unsigned next, n;
+		bool again;	    /* an engine died over message `next` */
+		uint64_t full_nsec; /* since when there is no room to read on, 0: there is */
+	} journal;
 
 	/* The reclaim thread's own. */
 	struct {
@@ -126,21 +144,27 @@ void process_put(struct process *p);
 /* The flags with which a page that was present before we came becomes RESIDENT: REMOVED, if the
  * kernel may be about to zap it.  Under the latch. */
 uint64_t process_present_flags(struct process *p);
+/* All its threads that wait for a fault go on, or fault again. */
+void process_wake_all(struct process *p);
 /* Marks it as gone and wakes the janitor, which tears it down.  Any thread, any number of times. */
 void process_gone(struct process *p);
 /* Kills the program because loss cannot be avoided; one journal entry with the reason. */
 void process_kill(struct process *p, uint64_t addr, const char *reason);
 
-/* Waits while somebody reads events.  Never called while holding it. */
-void process_latch(struct process *p);
-/* The same for who must not wait: false while somebody reads. */
+/* Waits while somebody reads events.  Never called while holding it.  False, and not held: a
+ * barrier waits; faults are woken when it is over. */
+bool process_latch(struct process *p);
+/* The same for who has claimed pages: held in any case.  False: a barrier waits, and claims may
+ * only be given back. */
+bool process_latch_claimed(struct process *p);
+/* The same for who must not wait: false while somebody reads or a barrier waits. */
 bool process_try_latch(struct process *p);
 /* Lets go; reads the userfaultfd if somebody left that to us. */
 void process_unlatch(struct process *p);
 /* The same for the reclaim thread, which must not read (a FORK would wait for it): leaves it to
  * a worker. */
 void process_unlatch_reclaim(struct process *p);
-/* True: held exclusively.  False: whoever holds it will read. */
+/* True: held exclusively, maybe with a journal at a barrier.  False: whoever holds it will read. */
 bool process_try_latch_exclusive(struct process *p);
 /* Lets go and returns true, or keeps it and returns false: more is to be read. */
 bool process_unlatch_exclusive(struct process *p);

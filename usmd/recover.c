@@ -414,28 +414,19 @@ void recover_wake(struct core *c)
 
 		if (p->shared->state != PROCESS_LIVE)
 			continue;
-		/* From the lowest address that can be mapped to the end. */
 		if (p->shared->sock >= 0 && p->ops) {
 			attach_say_go(p);
 			reclaim_add(p);
 		}
-		userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
+		process_wake_all(p);
 	}
 	KILL_POINT("recover-woken");
-	for (int barrier = 0; barrier < 2; barrier++)
-		for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
-			struct process *p = &c->process[i];
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
+		struct process *p = &c->process[i];
 
-			/* Those that have to wait for their agents come last. */
-			if (p->shared->state == PROCESS_LIVE && p->held &&
-			    (atomic_load(&p->nr_evicting) > 0) == barrier) {
-				/* Not this thread: a program that is stopped must not hold us up. */
-				if (barrier) {
-					worker_defer(p);
-					continue;
-				}
-				p->held = false;
-				event_resume(p);
-			}
-		}
+		if (p->shared->state != PROCESS_LIVE || !p->held)
+			continue;
+		p->held = false;
+		event_resume(p);
+	}
 }

@@ -145,7 +145,8 @@ static void adopt(struct core *c, struct process *p, uint64_t start, uint64_t en
 			if (!(map[i] & PAGEMAP_PRESENT) || map[i] & PAGEMAP_FILE ||
 			    !(map[i] & PAGEMAP_EXCLUSIVE))
 				continue;
-			process_latch(p);
+			if (!process_latch(p))
+				return;
 			e = process_page(p, vpn + i, false);
 			none = !e || !atomic_load(e);
 			process_unlatch(p);
@@ -181,10 +182,11 @@ static int note_removed(void *userdata, uint64_t vpn, page_entry *e)
 static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsigned n)
 {
 	uint64_t map[LEAF_PAGES], old[LEAF_PAGES];
-	bool known;
+	bool known, barrier;
 	unsigned left = 0;
 
-	process_latch(p);
+	if (!process_latch(p))
+		return n;
 	for (unsigned i = 0; i < n; i++) {
 		page_entry *e = process_page(p, vpn + i, false);
 		uint64_t v = e ? atomic_load(e) : 0;
@@ -199,15 +201,18 @@ static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsign
 	KILL_POINT("removed-claimed");
 	known = pread(p->scan.pagemap_fd, map, n * sizeof(map[0]), (off_t)(vpn * sizeof(map[0]))) ==
 		(ssize_t)(n * sizeof(map[0]));
-	process_latch(p);
+	barrier = !process_latch_claimed(p);
 	for (unsigned i = 0; i < n; i++) {
 		page_entry *e;
 
 		if (!old[i])
 			continue;
 		e = process_page(p, vpn + i, false);
-		if ((known && !(map[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))) ||
-		    atomic_load(e) & PAGE_GONE) {
+		if (barrier) {
+			atomic_store(e, old[i]);
+			left++;
+		} else if ((known && !(map[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))) ||
+			   atomic_load(e) & PAGE_GONE) {
 			atomic_store(e, 0);
 			KILL_POINT("removed-freed");
 			atomic_fetch_sub(&p->nr_resident, 1);
@@ -237,7 +242,10 @@ static void free_removed(struct core *c, struct process *p)
 		return;
 	do {
 		list.n = 0;
-		process_latch(p);
+		if (!process_latch(p)) {
+			more = true;
+			break;
+		}
 		more = page_visit(c->arena, p->number, from, VPN_MAX, note_removed, &list);
 		process_unlatch(p);
 		for (unsigned i = 0, j; i < list.n; i = j) {

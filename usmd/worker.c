@@ -103,6 +103,12 @@ void worker_defer(struct process *p)
 		eventfd_write(p->core->kick_fd, 1);
 }
 
+void worker_forget(struct process *p)
+{
+	if (atomic_exchange(&p->deferred, false))
+		atomic_fetch_sub(&workers.nr_deferred, 1);
+}
+
 static void read_deferred(struct core *c)
 {
 	for (uint32_t i = 0; i < arena_processes(c->arena) && atomic_load(&workers.nr_deferred); i++) {
@@ -115,12 +121,7 @@ static void read_deferred(struct core *c)
 		p = process_get(c, i, p->generation);
 		if (!p)
 			continue;
-		if (p->held) {
-			p->held = false;
-			event_resume(p);
-		} else {
-			event_readable(p);
-		}
+		event_readable(p);
 		process_put(p);
 	}
 }

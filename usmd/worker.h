@@ -55,5 +55,7 @@ void worker_fault(struct process *p, const struct fault *f);
  * latch is held, and the thread's buffer is not in use.
  */
 void worker_before_wait(void);
-/* The agent holds the gate: read p again in a moment. */
+/* The agent holds the gate, or the barrier is over: a worker is to read p in a moment. */
 void worker_defer(struct process *p);
+/* p has ended and nobody has it in hand. */
+void worker_forget(struct process *p);

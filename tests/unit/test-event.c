@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 
 #include "event.h"
+#include "fill.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
 
@@ -54,13 +55,18 @@ static struct uffd_msg forked(int uffd)
 }
 
 /* As a new engine applies what the dead one had read; `applied` of them were. */
-static void apply_from(struct process *p, const struct uffd_msg *m, unsigned n, unsigned applied)
+static void begin_from(struct process *p, const struct uffd_msg *m, unsigned n, unsigned applied)
 {
 	memcpy(p->shared->journal, m, n * sizeof(*m));
 	atomic_store(&p->shared->journal_applied, applied);
 	event_hold(p);
 	assert_int_equal(atomic_load(&p->latch), LATCH_EXCLUSIVE);
 	event_resume(p);
+}
+
+static void apply_from(struct process *p, const struct uffd_msg *m, unsigned n, unsigned applied)
+{
+	begin_from(p, m, n, applied);
 	assert_int_equal(atomic_load(&p->latch), 0);
 	assert_int_equal(atomic_load(&p->shared->journal_applied), 0);
 	for (unsigned i = 0; i < ARENA_JOURNAL; i++)
@@ -528,6 +534,85 @@ static void test_latch(void **state)
 	assert_int_equal(atomic_load(&p->latch), 0);
 }
 
+/*
+ * A page is on its way out, and its agent may take for ever: a FORK leaves the journal where it
+ * is, and nobody waits for it.  What was claimed is given back, what is looked for is not found.
+ */
+static void test_barrier(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f);
+	int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	uint32_t slot = new_slot(f);
+	struct fill fill = {.p = p, .vpn = FROM + 1, .swapped = true};
+	struct uffd_msg m[] = {unmap(FROM + 8, 1), forked(uffd), unmap(FROM + 9, 1)};
+	unsigned n;
+
+	put_swapped(f, p, FROM + 8);
+	put_swapped(f, p, FROM + 9);
+	put_entry(p, FROM + 1, PAGE_ENTRY(PAGE_SWAPPED, slot));
+	process_latch(p);
+	fill.entry = process_page(p, FROM + 1, false);
+	assert_true(fill_claim_next(&fill, fill.entry));
+	process_unlatch(p);
+	atomic_store(&p->nr_evicting, 1);
+
+	begin_from(p, m, 3, 0);
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+	assert_true(atomic_load(&p->barrier));
+	assert_int_equal(entry_of(p, FROM + 8), 0);
+	assert_int_equal(PAGE_STATE(entry_of(p, FROM + 9)), PAGE_SWAPPED);
+	assert_null(child_with(f, uffd, &n));
+	assert_int_equal(atomic_load(&p->shared->journal_applied), 1);
+
+	assert_false(process_latch(p));
+	assert_true(atomic_load(&p->parked));
+	assert_false(process_try_latch(p));
+	assert_int_equal(fill_install(&fill, f->core.zeros), 0);
+	assert_int_equal(fill.n, 0);
+	assert_true(entry_of(p, FROM + 1) == PAGE_ENTRY(PAGE_SWAPPED, slot));
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+
+	/* Somebody looks, and it is not over. */
+	event_readable(p);
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+	assert_null(child_with(f, uffd, &n));
+
+	atomic_store(&p->nr_evicting, 0);
+	event_readable(p);
+	assert_int_equal(atomic_load(&p->latch), 0);
+	assert_false(atomic_load(&p->barrier));
+	assert_false(atomic_load(&p->parked));
+	assert_non_null(child_with(f, uffd, &n));
+	assert_int_equal(n, 1);
+	assert_int_equal(entry_of(p, FROM + 9), 0);
+	assert_int_equal(p->shared->journal[0].event, 0);
+	assert_int_equal(atomic_load(&p->shared->journal_applied), 0);
+	assert_true(process_latch(p));
+	process_unlatch(p);
+}
+
+/* It ends with its agent while a FORK waits: the child is made, and knows what it has lost. */
+static void test_barrier_ends_with_program(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f), *child;
+	int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	struct uffd_msg m = forked(uffd);
+	unsigned n;
+
+	put_entry(p, FROM, PAGE_ENTRY(PAGE_EVICTING, 1));
+	atomic_store(&p->nr_evicting, 1);
+	begin_from(p, &m, 1, 0);
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+	atomic_store(&p->gone, true);
+	event_readable(p);
+	assert_int_equal(atomic_load(&p->latch), 0);
+	child = child_with(f, uffd, &n);
+	assert_non_null(child);
+	assert_true(entry_of(child, FROM) == PAGE_ENTRY(PAGE_LOST, 0));
+}
+
 /* --- a real userfaultfd on memory of our own ----------------------------------------- */
 
 #define REAL_PAGES 16u
@@ -671,6 +756,8 @@ int main(void)
 		TEST(test_hold_and_the_agent),
 		TEST(test_gate_taken),
 		TEST(test_latch),
+		TEST(test_barrier),
+		TEST(test_barrier_ends_with_program),
 		TEST(test_real),
 	};
 
