@@ -52,6 +52,18 @@ static void window_ended(struct process *p, uint64_t wanted_end, uint64_t end)
 			p->stream[i].next_vpn = end;
 }
 
+bool fault_is_agents(const struct process *p, const struct fault *f)
+{
+	const struct arena_process *s = p->shared;
+
+	if ((int32_t)f->tid != s->agent_tid || atomic_load(&s->op_state) == OP_IDLE)
+		return false;
+	for (unsigned i = 0; i < MIN(s->op_n, USM_OPS_BATCH); i++)
+		if (s->op_vpn[i] == f->vpn)
+			return true;
+	return false;
+}
+
 /* --- claiming ---------------------------------------------------------------------- */
 
 /* /proc/PID/pagemap; no, if that cannot be read. */
@@ -121,8 +133,7 @@ static int claim_first(struct fill *f, const struct fault *fault)
 		case PAGE_EVICTING:
 			/* An agent that writes to a page which the program has zapped meanwhile waits for
 			 * us, and the eviction for it.  Not an old fault of it: the page may have left. */
-			if (fault && p->ops && (int32_t)fault->tid == p->shared->agent_tid &&
-			    p->shared->op_kind == USM_OPS_LAZYFREE &&
+			if (p->shared->op_kind == USM_OPS_LAZYFREE && fault_is_agents(p, fault) &&
 			    fault->nsec > atomic_load(&p->posted_nsec)) {
 				userfault_copy(p->shared->uffd, f->vpn, p->core->zeros, 1, &done);
 				return 0;
@@ -209,7 +220,7 @@ static bool is_none(struct process *p, uint64_t vpn)
 static void account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
 {
 	struct process *q;
-	bool urgent = (int32_t)fault->tid == p->shared->agent_tid;
+	bool urgent = fault_is_agents(p, fault);
 
 	if (state == PAGE_NONE || state == PAGE_SWAPPED) {
 		take_in(p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
@@ -283,7 +294,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	f.vpn = fault->vpn;
 	f.n = 0;
 	f.frame[0] = 0;
-	f.urgent = p->ops && (int32_t)fault->tid == p->shared->agent_tid;
+	f.urgent = fault_is_agents(p, fault);
 	if (!process_latch(p))
 		return;
 	f.entry = process_page(p, f.vpn, true);

@@ -2,9 +2,17 @@
 /* Serving faults: from an entry's state to an installed page. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "worker.h"
+
+/*
+ * Is it the agent's own, on a page of the operation that it has in hand?  Then what frees frames
+ * waits for it.  Which thread is the agent is the program's word: so it is believed for what was
+ * asked of the agent, and for nothing else.
+ */
+bool fault_is_agents(const struct process *p, const struct fault *f);
 
 /* Serves one fault, with neighbours where that pays. Never fails: what cannot be served
  * now is woken, and faults again. */

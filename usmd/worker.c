@@ -199,7 +199,7 @@ static void follow(struct worker *w, const struct process *p)
 
 static bool is_agents(const struct worker *w, const struct fault *f)
 {
-	return (int32_t)f->tid == w->core->process[f->process].shared->agent_tid;
+	return fault_is_agents(&w->core->process[f->process], f);
 }
 
 /* The faults of agents first: a fault before them may wait for what an agent is to free. */
