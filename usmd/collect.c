@@ -279,6 +279,7 @@ static void end_operation(struct process *p)
 	KILL_POINT("collect-ended");
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
 		worker_defer(p);
+	process_unpark(p);
 }
 
 static void drop_slot(struct core *c, uint32_t slot)
@@ -422,10 +423,17 @@ void operation_collect(struct reclaim *r, struct process *p)
 		r->nr_stayed = 0;
 		r->exhausted_nsec = 0;
 		atomic_store(&p->nr_stayed, 0);
+		atomic_store(&p->stuck_nsec, 0);
+		p->evict.fruitless = 0;
 	} else {
 		/* Those that are to leave in another way have not been tried yet. */
 		r->nr_stayed += stay.n - MIN(nr_soon, stay.n);
 		atomic_fetch_add(&p->nr_stayed, stay.n - MIN(nr_soon, stay.n));
+		if (s->limit_pages &&
+		    (int64_t)atomic_load(&p->nr_stayed) >= atomic_load(&p->nr_resident)) {
+			atomic_store(&p->nr_stayed, 0);
+			atomic_store(&p->stuck_nsec, now_nsec());
+		}
 	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);

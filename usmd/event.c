@@ -552,9 +552,8 @@ static bool pass_barrier(struct process *p)
 			return false;
 	}
 	atomic_store(&p->barrier, false);
-	if (atomic_fetch_and(&p->latch, ~LATCH_BARRIER) & LATCH_BARRIER &&
-	    atomic_exchange(&p->parked, false))
-		process_wake_all(p);
+	if (atomic_fetch_and(&p->latch, ~LATCH_BARRIER) & LATCH_BARRIER)
+		process_unpark(p);
 	return true;
 }
 

@@ -216,18 +216,17 @@ static bool is_none(struct process *p, uint64_t vpn)
  * is one page more.  The frame that accounts for the shared page is its first owner's, whose
  * entry is RESIDENT; in the others' tables it is NONE.  If the writer's is NONE, the copy gets a
  * frame there; else what the writer leaves behind gets one, at one of those who keep it.
+ * -EINPROGRESS: not before pages of a program over its limit have left.
  */
-static void account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
+static int account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
 {
 	struct process *q;
 	bool urgent = fault_is_agents(p, fault);
 
-	if (state == PAGE_NONE || state == PAGE_SWAPPED) {
-		take_in(p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
-		return;
-	}
+	if (state == PAGE_NONE || state == PAGE_SWAPPED)
+		return take_in(p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
 	if (state != PAGE_RESIDENT)
-		return;
+		return 0;
 	for (uint32_t i = 0; (q = family_next(p, &i));) {
 		int r = -ENOENT;
 
@@ -236,9 +235,10 @@ static void account_for_copy(struct process *p, const struct fault *fault, enum 
 		    userfault_protect(q->shared->uffd, VPN(0x10000), 1, false) != -ESRCH)
 			r = take_in(q, fault->vpn, false, true, urgent);
 		process_put(q);
-		if (r == 0)
-			return;
+		if (r == 0 || r == -EINPROGRESS)
+			return r;
 	}
+	return 0;
 }
 
 static void serve_protection(struct process *p, const struct fault *fault)
@@ -252,7 +252,10 @@ static void serve_protection(struct process *p, const struct fault *fault)
 		e = process_page(p, fault->vpn, false);
 		v = e ? atomic_load(e) : 0;
 		process_unlatch(p);
-		account_for_copy(p, fault, PAGE_STATE(v));
+		if (account_for_copy(p, fault, PAGE_STATE(v)) == -EINPROGRESS) {
+			process_park(p); /* it may have been a relative's limit */
+			return;
+		}
 	}
 	if (!process_latch(p))
 		return;

@@ -86,15 +86,23 @@ void fill_unclaim(struct fill *f, unsigned i)
 		pool_release(p->core, f->frame[i]);
 }
 
+/* From `first` on; who faulted on one of them is woken later. */
+static void unclaim_quietly(struct fill *f, unsigned first)
+{
+	for (unsigned i = first; i < f->n; i++)
+		fill_unclaim(f, i);
+	f->n = MIN(f->n, first);
+}
+
 /* From `first` on; who faulted on one of them meanwhile faults again. */
 static void unclaim_from(struct fill *f, unsigned first)
 {
-	if (first >= f->n)
+	unsigned n = f->n;
+
+	if (first >= n)
 		return;
-	for (unsigned i = first; i < f->n; i++)
-		fill_unclaim(f, i);
-	userfault_wake(f->p->shared->uffd, f->vpn + first, f->n - first);
-	f->n = first;
+	unclaim_quietly(f, first);
+	userfault_wake(f->p->shared->uffd, f->vpn + first, n - first);
 }
 
 /* --- frames ------------------------------------------------------------------------ */
@@ -129,7 +137,8 @@ static bool take_at_once(struct pool *pool, uint32_t process, uint64_t vpn, uint
 	       pool_take_any(pool, process, vpn, ret_frame);
 }
 
-/* What "oom" says about a page without a frame. 1: got one, 0: try again, -ENOMEM. */
+/* What "oom" says about a page without a frame. 1: got one, 0: try again, -ENOMEM, -EINPROGRESS:
+ * not now. */
 static int out_of_frames(struct process *p, struct pool *pool, uint64_t vpn, bool limited,
 			 uint32_t *ret_frame)
 {
@@ -153,6 +162,8 @@ static int out_of_frames(struct process *p, struct pool *pool, uint64_t vpn, boo
 	default:
 		break;
 	}
+	if (limited)
+		return -EINPROGRESS;
 	usleep(OOM_WAIT_USEC);
 	return 0;
 }
@@ -208,11 +219,17 @@ int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend)
 			r = -ENOMEM;
 			break;
 		}
-		worker_before_wait();
-		if (reclaim_wait(c, limited ? p : NULL)) {
-			if (refusals++)
-				usleep(POLICY_REFUSAL_USEC);
-			continue;
+		if (limited && !reclaim_is_stuck(p)) {
+			r = -EINPROGRESS;
+			break;
+		}
+		if (!limited) {
+			worker_before_wait();
+			if (reclaim_wait(c)) {
+				if (refusals++)
+					usleep(POLICY_REFUSAL_USEC);
+				continue;
+			}
 		}
 		r = out_of_frames(p, pool, vpn[0], limited, &f->frame[0]);
 		if (r < 0)
@@ -223,9 +240,14 @@ int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend)
 	reclaim_kick(c);
 	if (have < f->n) {
 		process_latch_claimed(p);
-		unclaim_from(f, have);
+		if (r == -EINPROGRESS)
+			unclaim_quietly(f, have);
+		else
+			unclaim_from(f, have);
 		process_unlatch(p);
 	}
+	if (r == -EINPROGRESS)
+		reclaim_park(p);
 	return have ? 0 : r;
 }
 

@@ -146,6 +146,7 @@ static void look_after(struct core *c, struct process *p)
 		event_readable(p);
 		return;
 	}
+	process_unpark(p);
 	if (atomic_load(&p->release) ||
 	    (s->is_child && !s->attached && now_nsec() / 1000 - s->forked_usec > CHILD_GRACE_USEC)) {
 		detach_living(c, &janitor.worker, p);
@@ -210,7 +211,7 @@ static void drain_process(struct core *c, struct process *p)
 		/* Other pages must leave first; if no device is left for them, the pool is exceeded. */
 		usm_swap_totals(c->swap, &slots, &used, &errors);
 		if (used < slots) {
-			reclaim_wait(c, NULL);
+			reclaim_wait(c);
 			return;
 		}
 		fault_bring_back(&janitor.worker, p, found.vpn, true);

@@ -151,6 +151,17 @@ void process_wake_all(struct process *p)
 	userfault_wake(p->shared->uffd, VPN(0x10000), VPN(0x7ffffffff000) - VPN(0x10000));
 }
 
+void process_park(struct process *p)
+{
+	atomic_store(&p->parked, true);
+}
+
+void process_unpark(struct process *p)
+{
+	if (atomic_exchange(&p->parked, false))
+		process_wake_all(p);
+}
+
 void process_gone(struct process *p)
 {
 	if (!atomic_exchange(&p->gone, true))
@@ -186,7 +197,7 @@ static long futex(_Atomic uint32_t *word, int op, uint32_t val, const struct tim
 static bool park(struct process *p)
 {
 	/* Who ends the barrier clears it in the latch, then looks at the mark. */
-	atomic_store(&p->parked, true);
+	process_park(p);
 	return atomic_load(&p->latch) & LATCH_BARRIER;
 }
 

@@ -65,7 +65,6 @@ struct process {
 	/* FORK or REMAP waits for nr_evicting to be 0, and what was read behind it has been told
 	 * to pages on their way out (event.c). */
 	_Atomic bool barrier;
-	_Atomic bool parked; /* faults were dropped since the barrier began */
 	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
 	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */
@@ -74,7 +73,9 @@ struct process {
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
 	_Atomic uint64_t posted_nsec; /* when the last operation was handed to its agent */
-	_Atomic bool over_limit;      /* a fault of it waits for its own pages to leave */
+	_Atomic bool parked;	      /* faults were dropped, all are to be woken later */
+	_Atomic bool over_limit;      /* its own pages are to leave */
+	_Atomic uint64_t stuck_nsec;  /* over its limit, and then nothing of it could leave; 0: it could */
 	/* Not attached: its handshake is under way, or it is being let go.  Whoever sets it may. */
 	_Atomic bool claimed;
 	_Atomic bool lift;	      /* fork_protected, and no relative is left */
@@ -102,6 +103,7 @@ struct process {
 	/* The reclaim thread's own. */
 	struct {
 		bool in_epoll, stalled;
+		unsigned fruitless; /* passes in a row for its limit */
 		uint32_t hand; /* where to look on for frames of this process */
 		uint64_t unshare[USM_OPS_BATCH];
 		unsigned nr_unshare;
@@ -146,6 +148,10 @@ void process_put(struct process *p);
 uint64_t process_present_flags(struct process *p);
 /* All its threads that wait for a fault go on, or fault again. */
 void process_wake_all(struct process *p);
+/* A fault of it is dropped, as it cannot be served now, and no thread of ours waits for one
+ * program.  The janitor wakes it at the next tick, if nobody does so before. */
+void process_park(struct process *p);
+void process_unpark(struct process *p);
 /* Marks it as gone and wakes the janitor, which tears it down.  Any thread, any number of times. */
 void process_gone(struct process *p);
 /* Kills the program because loss cannot be avoided; one journal entry with the reason. */

@@ -155,7 +155,7 @@ static unsigned evict_of(struct reclaim *r, struct process *p, unsigned want)
 	return n ? operation_post(r, p, frames, n, operation_only_lazy(r->core)) : 0;
 }
 
-/* Users' requests and programs over their limits. Returns how many pages are on their way. */
+/* Users' requests. Returns how many pages are on their way. */
 static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 {
 	struct core *c = r->core;
@@ -205,6 +205,32 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 			eventfd_write(c->main_fd, 1);
 		}
 	}
+	return posted;
+}
+
+/* Pages of a program over its limit leave, or its faults learn that none can. */
+static unsigned serve_limit(struct reclaim *r, struct process *p)
+{
+	bool removed = r->removed && now_nsec() - r->removed_nsec < REMOVED_NSEC;
+	unsigned posted = evict_of(r, p, USM_OPS_BATCH);
+
+	if (posted || (atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled))
+		return posted; /* end_operation() wakes them */
+	if (r->busy || removed || ++p->evict.fruitless < IDLE_PASSES) {
+		atomic_store(&p->over_limit, true);
+		return 0;
+	}
+	p->evict.fruitless = 0;
+	atomic_store(&p->stuck_nsec, now_nsec());
+	process_unpark(p);
+	return 0;
+}
+
+static unsigned serve_limits(struct reclaim *r, bool *ret_demand)
+{
+	struct core *c = r->core;
+	unsigned posted = 0;
+
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
@@ -214,8 +240,12 @@ static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 		if (!p)
 			continue;
 		atomic_store(&p->over_limit, false);
-		*ret_demand = true;
-		posted += evict_of(r, p, USM_OPS_BATCH);
+		if (atomic_load(&p->nr_resident) < (int64_t)p->shared->limit_pages) {
+			process_unpark(p);
+		} else {
+			*ret_demand = true;
+			posted += serve_limit(r, p);
+		}
 		process_put(p);
 	}
 	return posted;
@@ -384,6 +414,7 @@ static void *reclaim_main(void *arg)
 		demand |= r->nr_waiting > 0;
 		pthread_mutex_unlock(&r->lock);
 		posted += serve_requests(r, &demand);
+		posted += serve_limits(r, &demand);
 		posted += serve_watermarks(r, &demand);
 		if (posted || !r->removed) {
 			r->removed_nsec = 0;
@@ -449,7 +480,21 @@ static void wait_a_moment(struct reclaim *r)
 	pthread_cond_timedwait(&r->cond, &r->lock, &ts);
 }
 
-bool reclaim_wait(struct core *c, struct process *p)
+void reclaim_park(struct process *p)
+{
+	process_park(p);
+	atomic_store(&p->over_limit, true);
+	kick(p->core->reclaim);
+}
+
+bool reclaim_is_stuck(const struct process *p)
+{
+	uint64_t stuck = atomic_load(&p->stuck_nsec);
+
+	return stuck && now_nsec() - stuck < EXHAUSTED_NSEC;
+}
+
+bool reclaim_wait(struct core *c)
 {
 	struct reclaim *r = c->reclaim;
 	uint64_t idle;
@@ -457,26 +502,14 @@ bool reclaim_wait(struct core *c, struct process *p)
 
 	pthread_mutex_lock(&r->lock);
 	idle = r->idle_passes;
-	if (!p && core_free_frames(c) <= 0 && is_exhausted(r)) {
+	if (core_free_frames(c) <= 0 && is_exhausted(r)) {
 		pthread_mutex_unlock(&r->lock);
 		return false;
 	}
 	r->nr_waiting++;
 	for (;;) {
-		if (p) {
-			int64_t resident = atomic_load(&p->nr_resident);
-
-			if (resident < (int64_t)p->shared->limit_pages || atomic_load(&p->gone))
-				break;
-			if (resident > 0 && atomic_load(&p->nr_stayed) >= (uint64_t)resident) {
-				atomic_store(&p->nr_stayed, 0);
-				again = false;
-				break;
-			}
-			atomic_store(&p->over_limit, true);
-		} else if (core_free_frames(c) > 0) {
+		if (core_free_frames(c) > 0)
 			break;
-		}
 		if (r->idle_passes - idle >= IDLE_PASSES || atomic_load(&r->stop)) {
 			again = false;
 			break;

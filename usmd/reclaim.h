@@ -22,11 +22,16 @@ void reclaim_stop(struct core *c);
 void reclaim_kick(struct core *c);
 
 /*
- * A fault has found no free frame (p NULL), or p is over its limit.  Waits until
- * there is one, or until the thread has found nothing that could leave.  True: look
- * again.
+ * A fault has found no free frame.  Waits until there is one, or until the thread has
+ * found nothing that could leave.  True: look again.
  */
-bool reclaim_wait(struct core *c, struct process *p);
+bool reclaim_wait(struct core *c);
+
+/* A fault of p was dropped, as p is over its limit: it is woken when pages of p have left, or
+ * could not.  Nobody waits: that would be a worker less for the others. */
+void reclaim_park(struct process *p);
+/* p was over its limit a moment ago and nothing of it could leave. */
+bool reclaim_is_stuck(const struct process *p);
 
 /* Is p over its limit without a fault that says so (it was lowered, pages were adopted)?
  * Then pages leave, as long as some can.  Any thread. */
