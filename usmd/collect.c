@@ -459,6 +459,13 @@ void operation_collect(struct reclaim *r, struct process *p)
 			q->not_written = !evicted && stay.not_written ? q->not_written + 1 : 0;
 		}
 	}
+	pthread_mutex_unlock(&r->lock);
+	operation_done_now(r);
+}
+
+void operation_done_now(struct reclaim *r)
+{
+	pthread_mutex_lock(&r->lock);
 	r->now_done = r->now_posted;
 	pthread_cond_broadcast(&r->cond);
 	pthread_mutex_unlock(&r->lock);

@@ -90,6 +90,7 @@ static void post(struct reclaim *r, struct process *p, enum usm_ops_kind kind, u
 	KILL_POINT("evict-posted");
 	p->evict.stalled = false;
 	r->nr_posted++;
+	r->nr_prompt++;
 }
 
 /* Slots that were reserved for more pages than there are. */

@@ -44,6 +44,9 @@ unsigned operation_drop_slots(struct core *c, bool draining, uint32_t *hand, uin
 /* Some of all devices, because slots are short. */
 unsigned operation_drop_clean_slots(struct core *c);
 
+/* Who waits for frames that a policy wanted out now goes on (reclaim_frames_now()). */
+void operation_done_now(struct reclaim *r);
+
 /* May the results be taken now?  LAZYFREE: the events of what it did must have been applied,
  * or told at a barrier (event.c). */
 bool operation_collectable(struct process *p);

@@ -21,6 +21,8 @@
 
 /* A program that has not done its operation by then is stopped or starved: go on without. */
 #define STALL_NSEC 1000000000ull
+/* Until then an operation may be all that is needed; one of 256 pages takes less than 1 ms. */
+#define LATE_NSEC 10000000ull
 /* With demand but no victims: look again after this. */
 #define IDLE_MSEC 5
 /* With operations under way: look for stalled ones this often. */
@@ -69,7 +71,7 @@ static void check_operations(struct reclaim *r)
 {
 	struct core *c = r->core;
 	uint64_t now = now_nsec();
-	unsigned nr_posted = 0;
+	unsigned nr_posted = 0, nr_prompt = 0;
 
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
@@ -99,10 +101,15 @@ static void check_operations(struct reclaim *r)
 		} else if (!p->evict.stalled && now - atomic_load(&p->posted_nsec) > STALL_NSEC) {
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */
+			operation_done_now(r); /* it may be what a policy waits for */
 		}
-		nr_posted += atomic_load(&p->shared->op_state) != OP_IDLE && !p->evict.stalled;
+		if (atomic_load(&p->shared->op_state) == OP_IDLE || p->evict.stalled)
+			continue;
+		nr_posted++;
+		nr_prompt += now - p->evict.posted_nsec < LATE_NSEC;
 	}
 	r->nr_posted = nr_posted;
+	r->nr_prompt = nr_prompt;
 }
 
 static int compare_owner(const void *a, const void *b, void *userdata)
@@ -271,12 +278,8 @@ static unsigned serve_now(struct reclaim *r)
 			frames[j - i] = now[j].frame;
 		posted += post_victims(r, now[i].pool, frames, j - i);
 	}
-	if (n && !posted) {
-		pthread_mutex_lock(&r->lock);
-		r->now_done = r->now_posted;
-		pthread_cond_broadcast(&r->cond);
-		pthread_mutex_unlock(&r->lock);
-	}
+	if (n && !posted)
+		operation_done_now(r);
 	return posted;
 }
 
@@ -331,7 +334,7 @@ static unsigned serve_watermarks(struct reclaim *r, bool *ret_demand)
 	if (!r->reclaiming || !atomic_load(&c->evict_modes) || atomic_load(&c->stopping))
 		return 0;
 	*ret_demand = true;
-	if (r->nr_posted)
+	if (r->nr_prompt)
 		return 0; /* what is under way may be enough */
 	if (is_exhausted(r))
 		return 0;
@@ -436,7 +439,7 @@ static void *reclaim_main(void *arg)
 			pthread_mutex_unlock(&r->lock);
 			timeout = IDLE_MSEC;
 		} else {
-			timeout = r->nr_posted ? BUSY_MSEC : demand ? IDLE_MSEC : -1;
+			timeout = demand ? IDLE_MSEC : r->nr_posted ? BUSY_MSEC : -1;
 		}
 		if (r->again)
 			timeout = AGAIN_MSEC;
