@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include "detach.h"
@@ -28,6 +29,8 @@
 #define THREADS_MAX 1024
 /* A fork that shares more than this part of all frames is worth a fault for each copy. */
 #define PROTECT_PART 64
+/* stat(2) */
+#define ST_BLOCK 512
 /* Runs of pages that a process brings back each tick from a device that is being removed. */
 #define DRAIN_RUNS 256
 
@@ -94,6 +97,18 @@ static bool is_alive(struct process *p)
 	return userfault_protect(p->shared->uffd, VPN(0x10000), 1, false) != -ESRCH;
 }
 
+/*
+ * The operation memory is sealed, but a program can make holes in it.  Those read as zeros, which
+ * is not what its pages held, and we wait for each as long as it is being made.
+ */
+static bool has_holes(const struct arena_process *s)
+{
+	struct stat st;
+
+	return s->opsfd >= 0 && fstat(s->opsfd, &st) == 0 &&
+	       (uint64_t)st.st_blocks * ST_BLOCK < USM_OPS_BYTES;
+}
+
 /* Its last relative has ended: it shares nothing any more, and its writes need no faults. */
 static void lift_protection(struct process *p)
 {
@@ -140,6 +155,8 @@ static void look_after(struct core *c, struct process *p)
 		detach_dead(c, p);
 		return;
 	}
+	if (has_holes(s))
+		process_kill(p, 0, "it made holes in the memory that it shares with usmd");
 	if (atomic_load(&p->killed) || p->held)
 		return;
 	if (atomic_load(&p->barrier)) {
