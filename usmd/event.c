@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <linux/userfaultfd.h>
@@ -24,6 +25,7 @@
  * and an agent holds the gate for about 15 us. */
 #define GATE_LOOKS 600
 #define GATE_LOOKS_YIELD 64
+#define GATE_LOOKS_AGAIN 8
 /* Messages of one read(); the rest of the journal is for what is read on at a barrier. */
 #define JOURNAL_READ 64u
 /* There was no memory for a page table: tried again after this, so often. */
@@ -45,18 +47,24 @@ static void gate_leave(struct process *p)
 
 static bool gate_enter(struct process *p)
 {
+	/* Who has held it for so long is stopped, or does not mean well. */
+	unsigned looks = p->gate_taken ? GATE_LOOKS_AGAIN : GATE_LOOKS;
+
 	if (!p->ops)
 		return true;
-	for (unsigned i = 1; i < GATE_LOOKS; i++) {
+	for (unsigned i = 1; i < looks; i++) {
 		uint32_t idle = USM_GATE_IDLE;
 
-		if (atomic_compare_exchange_weak(&p->ops->gate, &idle, USM_GATE_READER))
+		if (atomic_compare_exchange_weak(&p->ops->gate, &idle, USM_GATE_READER)) {
+			p->gate_taken = false;
 			return true;
+		}
 		if (i % GATE_LOOKS_YIELD)
 			__builtin_ia32_pause();
 		else
 			sched_yield();
 	}
+	p->gate_taken = true;
 	return false;
 }
 
@@ -426,17 +434,21 @@ static void apply_fork(struct apply *a, int uffd)
 
 static ssize_t read_messages(struct process *p, struct uffd_msg *m, unsigned n)
 {
-	static _Atomic bool no_nowait;
 	struct iovec iov = {.iov_base = m, .iov_len = n * sizeof(*m)};
 	ssize_t r;
+	int flags;
 
 	/* The program can clear O_NONBLOCK on its own duplicate; RWF_NOWAIT does not care. */
-	if (!atomic_load_explicit(&no_nowait, memory_order_relaxed)) {
+	if (!p->no_nowait) {
 		r = preadv2(p->shared->uffd, &iov, 1, -1, RWF_NOWAIT);
 		if (r >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS))
 			return r < 0 ? -errno : r / (ssize_t)sizeof(*m);
-		atomic_store(&no_nowait, true);
+		p->no_nowait = true;
 	}
+	/* Not on older kernels, and not on what a FORK event has made. */
+	flags = fcntl(p->shared->uffd, F_GETFL);
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		fcntl(p->shared->uffd, F_SETFL, flags | O_NONBLOCK);
 	r = read(p->shared->uffd, m, n * sizeof(*m));
 	return r < 0 ? -errno : r / (ssize_t)sizeof(*m);
 }

@@ -92,6 +92,9 @@ struct process {
 	_Atomic uint32_t histogram[PROCESS_HISTOGRAM];
 	_Atomic uint32_t fault_usec_max;
 
+	/* Under the exclusive latch. */
+	bool gate_taken; /* the agent's gate was, the last time */
+	bool no_nowait;	 /* its userfaultfd does not know RWF_NOWAIT */
 	/* The journal's messages, those that have been applied, of who holds the latch exclusively.
 	 * n is not 0 while it waits at a barrier. */
 	struct {
