@@ -9,10 +9,11 @@ setup() {
 	setup_tree
 	requires_command jq
 	cp "$BUILD"/tests/{victim,hostile,halt} "$T/bin/"
-	INPUTS=()
+	INPUTS=() PIDS=()
 }
 
 teardown() {
+	kill_offenders
 	teardown_tree
 }
 
@@ -50,7 +51,8 @@ victim() {
 	[ "${lines[-1]}" = ok ]
 }
 
-# offender NAME COMMAND...: in the background, with its input open; PID is what it says.
+# offender NAME COMMAND...: in the background, with its input open; PID is what it says, PIDS has
+# those of all.
 offender() {
 	local name=$1 input
 
@@ -63,6 +65,7 @@ offender() {
 	INPUTS+=("$input")
 	wait_for 60 grep -q ready "$T/$name.out" || { cat "$T/$name.err"; return 1; }
 	PID=$(sed -n 's/^ready //p' "$T/$name.out")
+	PIDS+=("$PID")
 }
 
 tell() {
@@ -81,7 +84,7 @@ offenders_end() {
 	done
 }
 
-# The same engine, and nothing left of the offenders.
+# assert_unharmed [MIB]: the same engine, and nothing left of the offenders; so much more memory.
 assert_unharmed() {
 	settled
 	[ "$(status enginePid)" = "$ENGINE" ] || die "the engine is another one" || return 1
@@ -89,7 +92,7 @@ assert_unharmed() {
 	pid_alive "$USMD_PID" || die "the keeper has died" || return 1
 	note "descriptors: $DESCRIPTORS, now $(descriptors); memory: $MEMORY KiB, now $(memory_kib) KiB"
 	[ "$(descriptors)" -le $((DESCRIPTORS + 4)) ] || die "descriptors are left open" || return 1
-	[ "$(memory_kib)" -le $((MEMORY + 8192)) ] || die "usmd has grown" || return 1
+	[ "$(memory_kib)" -le $((MEMORY + ${1:-8} * 1024)) ] || die "usmd has grown" || return 1
 	stop_usmd
 }
 
@@ -109,22 +112,21 @@ unhalt() {
 
 # More programs than usmd has workers are halted in the middle of an eviction, then fork.
 halted_at_a_barrier() {
-	local i pids=() names=()
+	local i names=()
 
 	begin 32
 	for i in 0 1 2 3 4; do
 		offender "o$i" "$T/bin/hostile" "$1" 2
-		pids+=("$PID")
 		names+=("o$i")
 	done
-	halt "${pids[@]}"
+	halt "${PIDS[@]}"
 	for i in 0 1 2 3 4; do
-		USMCTL_TIMEOUT=1 usmctl evict "${pids[$i]}" --size 1M || :
+		USMCTL_TIMEOUT=1 usmctl evict "${PIDS[$i]}" --size 1M || :
 		tell "$i"
 	done
 	sleep 1
 	victim 3
-	"${2:-:}" "${pids[@]}"
+	"${2:-:}" "${PIDS[@]}"
 	unhalt
 	offenders_end "${names[@]}"
 	assert_unharmed
@@ -136,4 +138,86 @@ halted_at_a_barrier() {
 
 @test "agents halted with a REMAP pending: others go on, and so do they in the end" {
 	halted_at_a_barrier remap
+}
+
+# beside SCENE [ARGUMENT]: the victim runs while one of these does; OFFENDERS of them, 1 if not said.
+beside() {
+	local i
+
+	for ((i = 0; i < ${OFFENDERS:-1}; i++)); do
+		offender "o$i" "$T/bin/hostile" "$@"
+	done
+	victim 3
+}
+
+# survives SCENE [ARGUMENT]: and it ends well itself.
+survives() {
+	begin 32
+	beside "$@"
+	offenders_end o0
+	assert_unharmed
+}
+
+# Whatever becomes of three of them; usmd says so once of each if TEXT is not empty.
+# perishes TEXT SCENE [ARGUMENT]
+perishes() {
+	begin 32
+	OFFENDERS=3 beside "${@:2}"
+	[ -z "$1" ] || told 3 "$1"
+	kill_offenders
+	assert_unharmed
+}
+
+kill_offenders() {
+	local pid
+
+	for pid in "${PIDS[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || :
+	done
+}
+
+@test "a program that closes every descriptor, again and again" { survives close 16; }
+@test "a program that makes every descriptor blocking" { survives blocking 16; }
+@test "a program that drops its rights" { survives setuid 16; }
+@test "a program with children in user namespaces" { survives namespace 16; }
+@test "a program with a userfaultfd of its own" { survives userfaultfd 16; }
+@test "a program that forks without libc" { survives clones 8; }
+@test "a program that scribbles over the operation memory" { perishes "" scribble 4; }
+@test "a program that makes holes in the operation memory" { perishes "it made holes in the memory that it shares" punch 4; }
+
+@test "a program that becomes a daemon and closes what it does not know" {
+	begin 32
+	managed root 60 "$T/bin/hostile" daemon "$T/home/daemon"
+	victim 2
+	wait_for 120 grep -q ok "$T/home/daemon"
+	assert_unharmed
+}
+
+# told TIMES TEXT: clear entries, and not a stream of them.
+told() {
+	[ "$(grep -c "$2" "$LOG")" -eq "$1" ] || { grep "$2" "$LOG"; die "not told $1 times: $2"; }
+}
+
+@test "a program that sets a filter for all threads" {
+	begin 48
+	beside seccomp 8
+	told 1 "no page of it is evicted any more: it set a seccomp filter"
+	offenders_end o0
+	assert_unharmed
+}
+
+@test "a program that locks all of its memory" {
+	begin 48
+	beside lock 4
+	told 1 "no page of it is evicted any more: it locked its memory"
+	offenders_end o0
+	assert_unharmed
+}
+
+@test "a program that forks as fast as it can, beyond what usmd manages" {
+	begin 32
+	beside storm 1100
+	kill_offenders
+	# What it keeps of a process it keeps for the next one.
+	assert_unharmed 24
 }
