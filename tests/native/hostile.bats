@@ -8,7 +8,7 @@ load ../lib/common
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD"/tests/{victim,hostile,halt} "$T/bin/"
+	cp "$BUILD"/tests/{victim,hostile,halt,liar} "$T/bin/"
 	INPUTS=() PIDS=()
 }
 
@@ -220,4 +220,69 @@ told() {
 	kill_offenders
 	# What it keeps of a process it keeps for the next one.
 	assert_unharmed 24
+}
+
+# liar SCENE: without the tagger, in the background.
+liar() {
+	timeout -k 5 300 "$T/bin/liar" "$1" "$T/run/attach" </dev/null > "$T/liar.out" 2> "$T/liar.err" 3>&- &
+	BACKGROUND+=($!)
+	wait_for 60 grep -q ready "$T/liar.out" || { cat "$T/liar.err"; return 1; }
+	PIDS+=("$(sed -n 's/^ready //p' "$T/liar.out")")
+}
+
+resident_kib() {
+	awk '$1 == "RssAnon:" { print $2 }' "/proc/$1/status"
+}
+
+@test "a program that names its own thread as the agent, and waits over its limit alone" {
+	begin 48 "oom wait" "limit liar 8M"
+	liar mute
+	victim 3
+	# All of its threads are kept waiting, that one too.
+	note "it has $(resident_kib "${PIDS[0]}") KiB"
+	[ "$(resident_kib "${PIDS[0]}")" -le 9216 ]
+	kill_offenders
+	assert_unharmed
+}
+
+@test "500 handshakes that are never finished" {
+	begin 32
+	liar silent
+	victim 2
+	# It was managed all the same.
+	[ "$(grep -c 'victim .* is managed' "$LOG")" -ge 2 ]
+	kill_offenders
+	assert_unharmed
+}
+
+# keep_stopping PID: it stands still for most of the time, and always in the middle of something.
+keep_stopping() {
+	while kill -STOP "$1" 2>/dev/null; do
+		sleep 0.9
+		kill -CONT "$1"
+		sleep 0.05
+	done
+}
+
+@test "a program that is stopped and continued in turn" {
+	begin 48
+	offender o0 "$T/bin/hostile" work 16
+	keep_stopping "$PID" </dev/null >/dev/null 2>&1 3>&- &
+	local stopper=$!
+	victim 3
+	kill "$stopper" && wait "$stopper" || :
+	kill -CONT "$PID"
+	offenders_end o0
+	assert_unharmed
+}
+
+@test "programs that are killed at any moment" {
+	begin 32
+	for i in {1..20}; do
+		offender "o$i" "$T/bin/hostile" work 24
+		sleep "0.$((RANDOM % 10))"
+		kill -KILL "$PID"
+	done
+	victim 1
+	assert_unharmed 16
 }
