@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,uninherited,torture} "$T/bin/"
+	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,churn,uninherited,torture} "$T/bin/"
 }
 
 teardown() {
@@ -40,6 +40,8 @@ program() {
 @test "threads start, end and are joined, as root" { program root auto threads 64; }
 @test "threads start, end and are joined, unprivileged" { program $UNPRIVILEGED auto threads 64; }
 @test "threads start, end and are joined, eviction lazyfree" { program root lazyfree threads 64; }
+@test "thousands of threads, futexes and signals, as root" { program root auto churn 64 4000; }
+@test "thousands of threads, futexes and signals, eviction lazyfree" { program root lazyfree churn 64 2000; }
 @test "mappings move, shrink, grow and go, as root" { program root auto mappings 64; }
 @test "mappings move, shrink, grow and go, unprivileged" { program $UNPRIVILEGED auto mappings 64; }
 @test "mappings move, shrink, grow and go, eviction lazyfree" { program root lazyfree mappings 64; }
