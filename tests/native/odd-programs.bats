@@ -15,7 +15,7 @@ teardown() {
 }
 
 requires_file() {
-	[ -e "$1" ] || skip "needs $1 (make deps)"
+	[ -e "$1" ] || skip "needs $1"
 }
 
 # odd EXPECTED COMMAND...: in a pool of 32 MiB; the last line of its output is EXPECTED.
@@ -66,4 +66,55 @@ print(sum(len(v) for v in d.values()))'
 	odd 12888890 node -e '
 const d = new Map(); for (let i = 0; i < 2000000; i++) d.set(i, String(i));
 let n = 0; for (const v of d.values()) n += v.length; console.log(n)'
+}
+
+# A server, its helpers and three backends that sort in memory of their own.
+@test "PostgreSQL" {
+	local bin data=$T/home/data i
+
+	bin=$(dirname "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | tail -n 1)")
+	requires_file "$bin/postgres"
+	requires_file "$bin/psql"
+	start_usmd 32 "default policyOne" "allow $bin/postgres $UNPRIVILEGED"
+	sampler_start
+	as "$UNPRIVILEGED" "$bin/initdb" -D "$data" -A trust -U usm >/dev/null
+	as "$UNPRIVILEGED" "$T/bin/usmctl" run -- "$bin/postgres" -D "$data" -k "$T/home" -h "" \
+		-c work_mem=256MB -c shared_buffers=16MB -c fsync=off -c max_parallel_workers_per_gather=0 \
+		</dev/null >"$T/postgres.out" 2>&1 3>&- &
+	BACKGROUND+=($!)
+	wait_for 60 "$bin/psql" -h "$T/home" -U usm -c "SELECT 1" template1
+	for i in 1 2 3; do
+		timeout 200 "$bin/psql" -h "$T/home" -U usm -At template1 -c "SELECT count(*), min(m) FROM
+			(SELECT md5(i::text) m FROM generate_series(1, 200000) i ORDER BY m) s" \
+			> "$T/$i.out" 2>&1 3>&- &
+		queries+=($!)
+	done
+	wait "${queries[@]}"
+	for i in 1 2 3; do
+		[ "$(cat "$T/$i.out")" = "200000|00003e3b9e5336685200ae85d21b4f5e" ] || { cat "$T/$i.out"; return 1; }
+	done
+	assert_swap_used
+	sampler_stop
+	kill -INT "$(head -n 1 "$data/postmaster.pid")"
+	wait_for 60 test ! -e "$data/postmaster.pid"
+	[ "$(status engineRestarts)" -eq 0 ]
+	stop_usmd
+}
+
+@test "a JVM" {
+	requires_command java
+	cat > "$T/home/Sum.java" <<-'END'
+		import java.util.HashMap;
+		public class Sum {
+			public static void main(String[] a) {
+				var d = new HashMap<Integer, String>();
+				for (int i = 0; i < 500000; i++) d.put(i, String.valueOf(i));
+				long n = 0;
+				for (var v : d.values()) n += v.length();
+				System.out.println(n);
+			}
+		}
+	END
+	java --list-modules 2>/dev/null | grep -q jdk.compiler || skip "needs a JDK (make deps)"
+	odd 2888890 java -Xmx256m "$T/home/Sum.java"
 }
