@@ -692,6 +692,9 @@ void event_resume(struct process *p)
 	p->journal.n = n;
 	p->journal.next = MIN(atomic_load(&p->shared->journal_applied), n);
 	p->journal.again = true;
+	/* It died while it cleared the journal: what is read next has not been applied. */
+	if (!n)
+		atomic_store(&p->shared->journal_applied, 0);
 	event_read_latched(p);
 }
 

@@ -497,6 +497,16 @@ static void test_hold_and_the_agent(void **state)
 	event_resume(p);
 }
 
+/* The engine died between the two steps of clearing a journal: the next one begins at its start. */
+static void test_cleared_half(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f);
+	struct uffd_msg none = {0};
+
+	apply_from(p, &none, 1, 5);
+}
+
 /* The agent holds the gate: nothing is read, and it is tried again later. */
 static void test_gate_taken(void **state)
 {
@@ -754,6 +764,7 @@ int main(void)
 		TEST(test_sequence_interrupted),
 		TEST(test_applied_is_skipped),
 		TEST(test_hold_and_the_agent),
+		TEST(test_cleared_half),
 		TEST(test_gate_taken),
 		TEST(test_latch),
 		TEST(test_barrier),
