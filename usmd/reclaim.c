@@ -106,7 +106,7 @@ static void check_operations(struct reclaim *r)
 		if (atomic_load(&p->shared->op_state) == OP_IDLE || p->evict.stalled)
 			continue;
 		nr_posted++;
-		nr_prompt += now - p->evict.posted_nsec < LATE_NSEC;
+		nr_prompt += now - atomic_load(&p->posted_nsec) < LATE_NSEC;
 	}
 	r->nr_posted = nr_posted;
 	r->nr_prompt = nr_prompt;

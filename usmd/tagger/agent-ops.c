@@ -77,7 +77,25 @@ static long move(int uffd, uint64_t dst, uint64_t src, uint32_t pages)
 	return m.move > 0 ? m.move : r;
 }
 
-/* Pages from..to are consecutive: out of the program, into staging. */
+static bool is_present(uint64_t addr)
+{
+	uint8_t present = 0;
+
+	return sys3(SYS_mincore, addr, USM_PAGE_SIZE, &present) == 0 && present & 1;
+}
+
+/*
+ * Linux 6.18, which moves several pages at a time, does not forget an EAGAIN of its own: it moves
+ * the pages at the second look, takes a third one, finds the target occupied by the very page, says
+ * EEXIST, and does not count them.  EAGAIN can be what another thread's fork() or munmap() has made
+ * of that meanwhile.  The target was empty, so what is there now has come from src.
+ */
+static bool has_moved(long r, uint64_t dst, uint64_t src)
+{
+	return (r == -EEXIST || r == -EAGAIN) && !is_present(src) && is_present(dst);
+}
+
+/* Pages from..to are consecutive: out of the program, into staging, which is empty. */
 static void move_run(struct usm_agent *a, uint32_t from, uint32_t to)
 {
 	while (from < to) {
@@ -89,6 +107,8 @@ static void move_run(struct usm_agent *a, uint32_t from, uint32_t to)
 		if (r == -EINVAL && to - from > 1)
 			r = move(a->u1, dst, a->addr[from], 1);
 		moved = r > 0 ? (uint32_t)((uint64_t)r / USM_PAGE_SIZE) : 0;
+		if (has_moved(r, dst, a->addr[from]))
+			moved = 1;
 		/* The page at which the kernel stopped gets its own answer in the next round. */
 		if (moved == 0)
 			set_result(a, from++, r < 0 ? r : -EAGAIN);
@@ -150,6 +170,9 @@ static void empty_staging(struct usm_agent *a)
 
 			if (r > 0) {
 				i += (uint32_t)((uint64_t)r / USM_PAGE_SIZE);
+				attempts = 0;
+			} else if (has_moved(r, a->trash + off, a->staging + off)) {
+				i++;
 				attempts = 0;
 			} else if (++attempts == TRASH_ATTEMPTS) {
 				sys_madvise(a->staging + off, USM_PAGE_SIZE, MADV_DONTNEED);
