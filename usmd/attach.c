@@ -268,7 +268,7 @@ static bool is_userfaultfd(int fd)
 	if (n < 0)
 		return false;
 	link[n] = '\0';
-	return strstr(link, "[userfaultfd]");
+	return !strcmp(link, "anon_inode:[userfaultfd]"); /* a file can have any name */
 }
 
 static int take_areas(struct core *c, struct process *p, const struct usm_attach_msg *m, int u2)

@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,churn,uninherited,torture} "$T/bin/"
+	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
 }
 
 teardown() {
@@ -37,6 +37,8 @@ program() {
 @test "fork: each process sees its own pages, eviction lazyfree" { program root lazyfree fork-cow 64; }
 @test "fork: a child does not get what it must not, as root" { program root auto uninherited 64; }
 @test "fork: a child does not get what it must not, eviction lazyfree" { program root lazyfree uninherited 64; }
+@test "fork: what one of a family lets go is another's, as root" { program root auto family 48 3; }
+@test "fork: what one of a family lets go is another's, unprivileged" { program $UNPRIVILEGED auto family 48 3; }
 @test "threads start, end and are joined, as root" { program root auto threads 64; }
 @test "threads start, end and are joined, unprivileged" { program $UNPRIVILEGED auto threads 64; }
 @test "threads start, end and are joined, eviction lazyfree" { program root lazyfree threads 64; }
