@@ -268,6 +268,14 @@ static void close_recorded(struct arena_process *s)
 	close_connection(s);
 }
 
+static bool has_unapplied(const struct arena_process *s)
+{
+	for (unsigned i = MIN(atomic_load(&s->journal_applied), ARENA_JOURNAL); i < ARENA_JOURNAL; i++)
+		if (s->journal[i].event)
+			return true;
+	return false;
+}
+
 int recover_processes(struct core *c)
 {
 	_cleanup_free_ uint8_t *nodes = calloc(1, c->arena->h->nr_nodes);
@@ -308,6 +316,9 @@ int recover_processes(struct core *c)
 			s->state = PROCESS_FREE;
 			continue;
 		}
+		/* What it had may be what a child in its journal gets; then it is found dead again. */
+		if (s->state == PROCESS_DYING && has_unapplied(s))
+			s->state = PROCESS_LIVE;
 		if (s->state == PROCESS_DYING) {
 			/* It has ended, or everything was brought back into it: what its table still
 			 * names is not counted, and so is free. */

@@ -434,9 +434,8 @@ static void test_half_made_processes(void **state)
 }
 
 /* What the dead engine had read is applied once the references are counted. */
-static void test_journal(void **state)
+static void journal(struct core_fixture *f, uint32_t died_in)
 {
-	struct core_fixture *f = *state;
 	struct process *p = setup_process(f), *child = NULL;
 	uint32_t slot = put_swapped(f, p, VPN0), unmapped = put_swapped(f, p, VPN0 + 1);
 	uint32_t number = p->number;
@@ -449,6 +448,7 @@ static void test_journal(void **state)
 	};
 	p->shared->journal[1] =
 		(struct uffd_msg){.event = UFFD_EVENT_FORK, .arg.fork = {.ufd = (uint32_t)uffd}};
+	atomic_store(&p->shared->state, died_in);
 	die_and_recover(f);
 	p = &f->core.process[number];
 	/* Held until then, so that no page is installed on the strength of the old table. */
@@ -469,6 +469,17 @@ static void test_journal(void **state)
 	assert_int_equal(atomic_load(&child->nr_swapped), 1);
 	assert_int_equal(atomic_load(&p->nr_resident), 0);
 	assert_int_equal(check_frames(f), 0);
+}
+
+static void test_journal(void **state)
+{
+	journal(*state, PROCESS_LIVE);
+}
+
+/* The parent had ended, and the engine died before it could make the child of it. */
+static void test_journal_of_the_dead(void **state)
+{
+	journal(*state, PROCESS_DYING);
 }
 
 /* Dying again and again changes nothing. */
@@ -512,6 +523,7 @@ int main(void)
 		TEST(test_order),
 		TEST(test_half_made_processes),
 		TEST(test_journal),
+		TEST(test_journal_of_the_dead),
 		TEST(test_again_and_again),
 	};
 
