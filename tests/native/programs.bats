@@ -24,9 +24,11 @@ program() {
 	sampler_start
 	run -0 managed "$user" 200 "$path" "$@"
 	[ "${lines[-1]}" = ok ]
-	# A page that the kernel could have dropped (LAZYFREE) when it was shared is not accounted for in
-	# the child: docs/internals.md, "What escapes".
-	[ "$eviction $path" = "lazyfree $T/bin/fork-cow" ] || assert_peak_within_pool
+	# What the two of these exceed the pool by: docs/internals.md, "What escapes".
+	case "$eviction $path" in
+		"lazyfree $T/bin/fork-cow" | *"/family") note "peak $(($(sampler_peak_kib) / 1024)) MiB" ;;
+		*) assert_peak_within_pool ;;
+	esac
 	assert_swap_used
 	sampler_stop
 	stop_usmd
