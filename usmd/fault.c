@@ -163,7 +163,8 @@ static int claim_one(struct fill *f, struct process *p, uint64_t vpn, bool swapp
 }
 
 /* Present, and NONE or SWAPPED: from now on it has a frame of its own.  -errno. */
-static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, bool urgent)
+static int take_in(struct worker *w, struct process *p, uint64_t vpn, bool swapped, bool wait,
+		   bool urgent)
 {
 	struct fill f;
 	int r;
@@ -178,24 +179,27 @@ static int take_in(struct process *p, uint64_t vpn, bool swapped, bool wait, boo
 	r = fill_frames(&f, USM_EVENT_ADOPT, wait, false);
 	if (r < 0)
 		return r;
-	/*
-	 * What said that it is present may be out of date, and the address another mapping's by now,
-	 * not registered yet: a page of that must not leave, as nobody would be told of its fault.
-	 * An attempt to install says whether it is registered and present.
-	 */
 	KILL_POINT("adopt-framed");
-	if (!swapped) {
-		r = fill_install(&f, NULL);
-		return r < 0 || f.n ? r : -ENOENT;
-	}
-	if (!process_latch_claimed(p) || atomic_load(&f.entry[0]) & PAGE_GONE || !f.frame[0])
+	if (swapped && !f.frame[0]) {
+		/* Without a frame nothing would say that the kernel may drop it. */
+		process_latch_claimed(p);
 		fill_unclaim(&f, 0);
-	else
-		fill_publish(&f, 0, true, PAGE_LAZY);
-	process_unlatch(p);
-	/* A fault that met our claim was not served by anybody. */
-	fill_wake(p, vpn);
-	return 0;
+		process_unlatch(p);
+		fill_wake(p, vpn);
+		return 0;
+	}
+	/*
+	 * What said that it is present may be out of date: it may have left since, or the address be
+	 * another mapping's by now, not registered yet, whose pages must not leave, as nobody would be
+	 * told of their faults.  An attempt to install says whether it is registered and present.
+	 */
+	if (swapped) {
+		r = fill_read(&f, w->buffer);
+		if (r < 0)
+			return r;
+	}
+	r = fill_install(&f, swapped ? w->buffer : NULL);
+	return r < 0 || f.n ? r : -ENOENT;
 }
 
 static bool is_none(struct process *p, uint64_t vpn)
@@ -218,13 +222,14 @@ static bool is_none(struct process *p, uint64_t vpn)
  * frame there; else what the writer leaves behind gets one, at one of those who keep it.
  * -EINPROGRESS: not before pages of a program over its limit have left.
  */
-static int account_for_copy(struct process *p, const struct fault *fault, enum page_state state)
+static int account_for_copy(struct worker *w, struct process *p, const struct fault *fault,
+			    enum page_state state)
 {
 	struct process *q;
 	bool urgent = fault_is_agents(p, fault);
 
 	if (state == PAGE_NONE || state == PAGE_SWAPPED)
-		return take_in(p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
+		return take_in(w, p, fault->vpn, state == PAGE_SWAPPED, true, urgent);
 	if (state != PAGE_RESIDENT)
 		return 0;
 	for (uint32_t i = 0; (q = family_next(p, &i));) {
@@ -233,7 +238,7 @@ static int account_for_copy(struct process *p, const struct fault *fault, enum p
 		/* Not for one that has executed another program since. */
 		if (!atomic_load(&q->gone) && is_none(q, fault->vpn) &&
 		    userfault_protect(q->shared->uffd, VPN(0x10000), 1, false) != -ESRCH)
-			r = take_in(q, fault->vpn, false, true, urgent);
+			r = take_in(w, q, fault->vpn, false, true, urgent);
 		process_put(q);
 		if (r == 0 || r == -EINPROGRESS)
 			return r;
@@ -241,7 +246,7 @@ static int account_for_copy(struct process *p, const struct fault *fault, enum p
 	return 0;
 }
 
-static void serve_protection(struct process *p, const struct fault *fault)
+static void serve_protection(struct worker *w, struct process *p, const struct fault *fault)
 {
 	page_entry *e;
 	uint64_t v;
@@ -252,7 +257,7 @@ static void serve_protection(struct process *p, const struct fault *fault)
 		e = process_page(p, fault->vpn, false);
 		v = e ? atomic_load(e) : 0;
 		process_unlatch(p);
-		if (account_for_copy(p, fault, PAGE_STATE(v)) == -EINPROGRESS) {
+		if (account_for_copy(w, p, fault, PAGE_STATE(v)) == -EINPROGRESS) {
 			process_park(p); /* it may have been a relative's limit */
 			return;
 		}
@@ -277,7 +282,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	unsigned want;
 
 	if (unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP)) {
-		serve_protection(p, fault);
+		serve_protection(w, p, fault);
 		return;
 	}
 	if (unlikely(p->shared->marker && VADDR(fault->vpn) == p->shared->marker &&
@@ -367,5 +372,5 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 
 int fault_adopt(struct process *p, uint64_t vpn)
 {
-	return take_in(p, vpn, false, false, false);
+	return take_in(NULL, p, vpn, false, false, false);
 }

@@ -320,7 +320,11 @@ int fill_read(struct fill *f, uint8_t *buffer)
 
 /* --- installing -------------------------------------------------------------------- */
 
-void fill_publish(struct fill *f, unsigned i, bool content_from_slot, uint64_t flags)
+/*
+ * The page is present under our claim.  Without a frame it becomes NONE: the program's
+ * own, as if it had never been managed, until a scan adopts it.  Under the latch.
+ */
+static void publish_as(struct fill *f, unsigned i, bool content_from_slot, uint64_t flags)
 {
 	struct process *p = f->p;
 	struct core *c = p->core;
@@ -346,7 +350,7 @@ void fill_publish(struct fill *f, unsigned i, bool content_from_slot, uint64_t f
 
 static void publish(struct fill *f, unsigned i)
 {
-	fill_publish(f, i, f->swapped, 0);
+	publish_as(f, i, f->swapped, 0);
 }
 
 /*
@@ -358,9 +362,9 @@ static void publish(struct fill *f, unsigned i)
 static void publish_present(struct fill *f, unsigned i)
 {
 	if (f->swapped && f->frame[i])
-		fill_publish(f, i, true, PAGE_LAZY);
+		publish_as(f, i, true, PAGE_LAZY);
 	else
-		fill_publish(f, i, false, process_present_flags(f->p));
+		publish_as(f, i, false, process_present_flags(f->p));
 }
 
 int fill_install(struct fill *f, const uint8_t *buffer)

@@ -32,7 +32,7 @@ struct fill {
 	bool swapped; /* all from slots, or all without content */
 	bool urgent;  /* the agent's own fault: what frees frames may be waiting for it */
 	uint32_t slot[USM_OPS_BATCH];
-	uint32_t frame[USM_OPS_BATCH]; /* 0: none yet, or none at all: see fill_publish() */
+	uint32_t frame[USM_OPS_BATCH]; /* 0: none yet, or none at all: see publish_as() in fill.c */
 };
 
 /* A page that the program has zapped, or that the kernel has dropped (LAZY); the fill's first.
@@ -60,12 +60,6 @@ int fill_read(struct fill *f, uint8_t *buffer);
  * that what was read has been applied; at a barrier all is given back.  0, or -ESRCH.
  */
 int fill_install(struct fill *f, const uint8_t *buffer);
-/*
- * The page is present under our claim.  Without a frame it becomes NONE: the program's
- * own, as if it had never been managed, until a scan adopts it.  Under the latch.
- */
-void fill_publish(struct fill *f, unsigned i, bool content_from_slot, uint64_t flags);
-
 /* What happens at every fault when memory is short is logged every five seconds: now? */
 bool fill_log_is_due(_Atomic uint64_t *last);
 

@@ -25,7 +25,8 @@
  *            no device took it, and when the kernel has dropped it it is lost
  *
  * SWAPPED says: if the page is not present, its content is in the slot.  It may be present
- * (a LAZY page in a forked child).
+ * (a LAZY page in a forked child; LAZY there too as soon as it has a frame, although it may
+ * have been written since and the slot be older).
  *
  * A pointer to an entry is valid while the process's latch is held (process.h) or
  * while the caller owns the entry's state: leaves that are all NONE are freed.
