@@ -76,14 +76,14 @@ teardown_tree() {
 
 	[ -n "${T:-}" ] || return 0
 	[ -z "${BATS_TEST_NAME:-}" ] || [ -n "${BATS_TEST_COMPLETED:-}" ] || failed=1
-	if [ "$failed" -ne 0 ] && [ -s "$LOG" ]; then
-		echo "--- the end of usmd's log:"
-		tail -n 40 "$LOG"
-	fi
 	# What the program that failed said itself; bats does not show it.
 	if [ "$failed" -ne 0 ] && [ -n "${output:-}" ]; then
 		echo "--- the end of the last command's output:"
 		tail -n 20 <<< "$output"
+	fi
+	if [ "$failed" -ne 0 ] && [ -s "$LOG" ]; then
+		echo "--- the end of usmd's log:"
+		tail -n 30 "$LOG"
 	fi
 	kill_engine_stop
 	for pid in "${BACKGROUND[@]}"; do
