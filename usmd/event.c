@@ -518,9 +518,24 @@ static bool is_beyond_collection(struct process *p)
 	       !(p->ops && atomic_load(&p->ops->done) == p->shared->op_seq);
 }
 
-static bool must_wait(struct process *p)
+static int is_filling(void *userdata, uint64_t vpn, page_entry *e)
 {
-	return atomic_load(&p->nr_evicting) && !is_beyond_collection(p);
+	(void)userdata;
+	(void)vpn;
+	return PAGE_STATE(atomic_load(e)) == PAGE_FILLING;
+}
+
+/*
+ * A fault may still be served where a REMAP puts its pages, for what was mapped there before: its
+ * server leaves that entry (process_latch_claimed() tells it of the barrier), nobody else.
+ */
+static bool must_wait(struct process *p, const struct uffd_msg *m)
+{
+	if (atomic_load(&p->nr_evicting) && !is_beyond_collection(p))
+		return true;
+	return m->event == UFFD_EVENT_REMAP &&
+	       page_visit(p->core->arena, p->number, VPN(m->arg.remap.to),
+			  VPN(m->arg.remap.to + m->arg.remap.len), is_filling, NULL);
 }
 
 /* It has no room for what the agent's MADV_FREE may be waiting for to be read. */
@@ -536,14 +551,14 @@ static void check_room(struct process *p)
 }
 
 /*
- * No page of p may be on its way out when the next message is applied.  An agent in the
+ * No page of p may be on its way out when m, the next message, is applied.  An agent in the
  * middle of MADV_FREE waits for its own event to be read, so what comes meanwhile is read
- * on into the journal.  False: not yet; who ends the operation, a new event, or the
- * janitor makes somebody try again.
+ * on into the journal.  False: not yet; who ends the operation or the fault, a new event, or
+ * the janitor makes somebody try again.
  */
-static bool pass_barrier(struct process *p)
+static bool pass_barrier(struct process *p, const struct uffd_msg *m)
 {
-	bool wait = must_wait(p);
+	bool wait = must_wait(p, m);
 
 	if (wait && !(atomic_load(&p->latch) & LATCH_BARRIER)) {
 		tell_removals(p, p->journal.next + 1, p->journal.n, p->journal.again);
@@ -560,7 +575,7 @@ static bool pass_barrier(struct process *p)
 		check_room(p);
 		atomic_store(&p->barrier, true);
 		/* Who ends the operation looks whether there is a barrier afterwards. */
-		if (must_wait(p))
+		if (must_wait(p, m))
 			return false;
 	}
 	atomic_store(&p->barrier, false);
@@ -601,7 +616,7 @@ static bool apply_journal(struct process *p)
 		if (m->event == UFFD_EVENT_PAGEFAULT) {
 			pass_fault(p, m, time);
 		} else {
-			if (is_barrier(m) && !pass_barrier(p))
+			if (is_barrier(m) && !pass_barrier(p, m))
 				return false;
 			apply_message(&a, m);
 			KILL_POINT("event-applied");

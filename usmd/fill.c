@@ -219,6 +219,12 @@ int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend)
 			r = -ENOMEM;
 			break;
 		}
+		if (process_at_barrier(p)) {
+			/* It may be what we claimed that it waits for, and nothing of the program can
+			 * leave meanwhile. */
+			r = -EAGAIN;
+			break;
+		}
 		if (limited && !reclaim_is_stuck(p)) {
 			r = -EINPROGRESS;
 			break;

@@ -46,7 +46,7 @@ void fill_unclaim(struct fill *f, unsigned i);
 /*
  * Frames for the fill's pages: the first one by all means, the others only while there are
  * plenty.  wait: as "oom" says, if there is none; lend: without frames.  Outside the latch.
- * 0, or -ENOMEM, -ESRCH: the whole fill was given back; -EINPROGRESS: also, as the program is
+ * 0, or -ENOMEM, -ESRCH, -EAGAIN (a barrier): the whole fill was given back; -EINPROGRESS: also, as the program is
  * over its limit, and its faults are woken when some of its pages have left.
  */
 int fill_frames(struct fill *f, enum usm_event_type type, bool wait, bool lend);

@@ -198,7 +198,7 @@ static bool park(struct process *p)
 {
 	/* Who ends the barrier clears it in the latch, then looks at the mark. */
 	process_park(p);
-	return atomic_load(&p->latch) & LATCH_BARRIER;
+	return process_at_barrier(p);
 }
 
 /* Takes it, or returns false at one of the bits of `refuse`. */
@@ -235,7 +235,10 @@ bool process_latch(struct process *p)
 bool process_latch_claimed(struct process *p)
 {
 	latch_unless(p, 0);
-	return likely(!(atomic_load(&p->latch) & LATCH_BARRIER)) || !park(p);
+	if (likely(!process_at_barrier(p)) || !park(p))
+		return true;
+	worker_defer(p); /* it may be what we claimed that the barrier waits for */
+	return false;
 }
 
 bool process_try_latch(struct process *p)

@@ -15,7 +15,7 @@
  * own locks; no policy is called under the latch.
  *
  * A FORK or REMAP may have to wait for the program's agent, which may be stopped for as
- * long as anybody likes.  No thread waits with it: while LATCH_BARRIER is set, events
+ * long as anybody likes, or for faults under way.  No thread waits with it: while LATCH_BARRIER is set, events
  * have been read and not applied, and nobody holds the latch for it.  Nothing is looked
  * up then; what was claimed before may be given back.  A fault that comes meanwhile is
  * dropped, and all are woken when the barrier is over.
@@ -31,7 +31,7 @@
 
 #define LATCH_EXCLUSIVE (1u << 31)
 #define LATCH_PENDING	(1u << 30) /* somebody wanted to read */
-#define LATCH_BARRIER	(1u << 29) /* the journal waits for pages on their way out */
+#define LATCH_BARRIER	(1u << 29) /* the journal waits for pages on their way out, or in */
 
 /* Sequential streams that fault-around recognises in one process at once. */
 #define PROCESS_STREAMS 4
@@ -62,8 +62,8 @@ struct process {
 	_Atomic bool swap_none; /* "process swap NAME none" */
 
 	_Atomic uint32_t nr_evicting; /* claimed by reclaim, not yet published */
-	/* FORK or REMAP waits for nr_evicting to be 0, and what was read behind it has been told
-	 * to pages on their way out (event.c). */
+	/* FORK or REMAP waits for nr_evicting to be 0, or for faults where a REMAP goes, and what was
+	 * read behind it has been told to pages on their way out (event.c). */
 	_Atomic bool barrier;
 	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
@@ -166,6 +166,11 @@ bool process_latch(struct process *p);
 /* The same for who has claimed pages: held in any case.  False: a barrier waits, and claims may
  * only be given back. */
 bool process_latch_claimed(struct process *p);
+/* A barrier waits just now.  Any thread. */
+static inline bool process_at_barrier(struct process *p)
+{
+	return atomic_load(&p->latch) & LATCH_BARRIER;
+}
 /* The same for who must not wait: false while somebody reads or a barrier waits. */
 bool process_try_latch(struct process *p);
 /* Lets go; reads the userfaultfd if somebody left that to us. */

@@ -17,6 +17,7 @@
 #include "fill.h"
 #include "lib/cleanup.h"
 #include "mechanism-userfault.h"
+#include "worker.h"
 
 #define TICK	  7u
 #define FROM	  0x10000ull /* pages */
@@ -602,6 +603,44 @@ static void test_barrier(void **state)
 	process_unlatch(p);
 }
 
+/*
+ * A fault is being served where a REMAP goes, for what was mapped there before: the page that
+ * arrives is not overwritten by what that fault was to get, nor its slot given away.
+ */
+static void test_barrier_of_fault(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f);
+	uint32_t slot = put_swapped(f, p, FROM);
+	struct fill fill = {.p = p, .vpn = TO};
+	struct uffd_msg m[] = {unmap(TO, 1), move(FROM, TO, 1)};
+
+	process_latch(p);
+	fill.entry = process_page(p, TO, true);
+	assert_true(fill_claim_next(&fill, fill.entry));
+	process_unlatch(p);
+
+	begin_from(p, m, 2, 0);
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+	assert_true(entry_of(p, TO) == (PAGE_ENTRY(PAGE_FILLING, 0) | PAGE_GONE));
+	assert_true(entry_of(p, FROM) == PAGE_ENTRY(PAGE_SWAPPED, slot));
+
+	/* It does not wait for frames either, that may come only when the barrier is over. */
+	atomic_store(&f->core.nr_budget, 0);
+	assert_int_equal(fill_frames(&fill, USM_EVENT_FIRST_TOUCH, true, false), -EAGAIN);
+	assert_int_equal(fill.n, 0);
+	assert_true(atomic_load(&p->deferred));
+	assert_int_equal(entry_of(p, TO), 0);
+
+	event_readable(p);
+	assert_int_equal(atomic_load(&p->latch), 0);
+	assert_int_equal(entry_of(p, FROM), 0);
+	assert_true(entry_of(p, TO) == PAGE_ENTRY(PAGE_SWAPPED, slot));
+	assert_int_equal(usm_swap_refs(f->core.swap, slot), 1);
+	assert_false(atomic_load(&p->parked));
+	worker_forget(p);
+}
+
 /* It ends with its agent while a FORK waits: the child is made, and knows what it has lost. */
 static void test_barrier_ends_with_program(void **state)
 {
@@ -768,6 +807,7 @@ int main(void)
 		TEST(test_gate_taken),
 		TEST(test_latch),
 		TEST(test_barrier),
+		TEST(test_barrier_of_fault),
 		TEST(test_barrier_ends_with_program),
 		TEST(test_real),
 	};

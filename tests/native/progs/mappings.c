@@ -2,7 +2,8 @@
 /*
  * Everything that a program does to its mappings: MADV_DONTNEED and a new
  * mapping give zeros, mremap moves and grows with the content, MAP_FIXED and
- * munmap drop it, mprotect and MADV_FREE keep what they must.
+ * munmap drop it, mprotect and MADV_FREE keep what they must, whatever faults are still
+ * being served there.
  */
 #include "check.h"
 
@@ -83,6 +84,35 @@ static void test_mremap(size_t size)
 	CHECK(!munmap(moved, size));
 }
 
+/* Faults are served ahead of a thread that goes on in order: those pages are still being filled
+ * when others are moved over them. */
+static void test_mremap_over_faults(size_t size)
+{
+	size_t chunk = 64 * PAGE, n = size / chunk;
+	char **p = calloc(n, sizeof(*p));
+
+	CHECK(p);
+	for (size_t i = 0; i < n; i++) {
+		p[i] = map_anonymous(chunk);
+		fill(p[i], chunk, i + 1);
+	}
+	for (size_t round = 0; round < 4 * n; round++) {
+		char *target = map_anonymous(chunk);
+		size_t i = round % n, touched = round % 31;
+
+		for (size_t k = 0; k < touched; k++)
+			CHECK_WORD(target + k * PAGE, 0);
+		CHECK(mremap(p[i], chunk, chunk, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target);
+		p[i] = target;
+		check_filled(target, chunk, i + 1);
+	}
+	for (size_t i = 0; i < n; i++) {
+		check_filled(p[i], chunk, i + 1);
+		CHECK(!munmap(p[i], chunk));
+	}
+	free(p);
+}
+
 static void test_fixed(size_t size)
 {
 	char *p = map_anonymous(size);
@@ -132,6 +162,7 @@ int main(int argc, char **argv)
 	test_dontneed(size);
 	test_free(size);
 	test_mremap(size / 2);
+	test_mremap_over_faults(size);
 	test_fixed(size);
 	test_protect(size);
 	test_brk(size);
