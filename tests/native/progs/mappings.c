@@ -5,6 +5,10 @@
  * munmap drop it, mprotect and MADV_FREE keep what they must, whatever faults are still
  * being served there.
  */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
 #include "check.h"
 
 static void check_zero(char *p, size_t size)
@@ -84,32 +88,57 @@ static void test_mremap(size_t size)
 	CHECK(!munmap(moved, size));
 }
 
-/* Faults are served ahead of a thread that goes on in order: those pages are still being filled
- * when others are moved over them. */
+/* --- faults under way where a mapping goes ------------------------------------------- */
+
+#define CHUNK	    (64 * PAGE)
+#define BELOW_PAGES 64
+
+static _Atomic bool moved_all;
+
+/* Faults of a thread that goes on in order are served ahead: beyond what it touches, too. */
+static void *touch_in_order(void *arg)
+{
+	char *below = arg;
+
+	while (!atomic_load(&moved_all)) {
+		CHECK(!madvise(below, BELOW_PAGES * PAGE, MADV_DONTNEED));
+		for (size_t k = 0; k < BELOW_PAGES; k++)
+			CHECK_WORD(below + k * PAGE, 0);
+	}
+	return NULL;
+}
+
 static void test_mremap_over_faults(size_t size)
 {
-	size_t chunk = 64 * PAGE, n = size / chunk;
+	char *below = map_anonymous(BELOW_PAGES * PAGE + CHUNK), *target = below + BELOW_PAGES * PAGE;
+	size_t n = size / CHUNK;
 	char **p = calloc(n, sizeof(*p));
+	pthread_t thread;
 
 	CHECK(p);
 	for (size_t i = 0; i < n; i++) {
-		p[i] = map_anonymous(chunk);
-		fill(p[i], chunk, i + 1);
+		p[i] = map_anonymous(CHUNK);
+		fill(p[i], CHUNK, i + 1);
 	}
+	CHECK(!pthread_create(&thread, NULL, touch_in_order, below));
 	for (size_t round = 0; round < 4 * n; round++) {
-		char *target = map_anonymous(chunk);
-		size_t i = round % n, touched = round % 31;
+		size_t i = round % n;
+		char *home = map_anonymous(CHUNK);
 
-		for (size_t k = 0; k < touched; k++)
-			CHECK_WORD(target + k * PAGE, 0);
-		CHECK(mremap(p[i], chunk, chunk, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target);
-		p[i] = target;
-		check_filled(target, chunk, i + 1);
+		CHECK(mremap(p[i], CHUNK, CHUNK, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target);
+		check_filled(target, CHUNK, i + 1);
+		CHECK(mremap(target, CHUNK, CHUNK, MREMAP_MAYMOVE | MREMAP_FIXED, home) == home);
+		CHECK(mmap(target, CHUNK, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == target);
+		p[i] = home;
 	}
+	atomic_store(&moved_all, true);
+	CHECK(!pthread_join(thread, NULL));
 	for (size_t i = 0; i < n; i++) {
-		check_filled(p[i], chunk, i + 1);
-		CHECK(!munmap(p[i], chunk));
+		check_filled(p[i], CHUNK, i + 1);
+		CHECK(!munmap(p[i], CHUNK));
 	}
+	CHECK(!munmap(below, BELOW_PAGES * PAGE + CHUNK));
 	free(p);
 }
 
