@@ -297,10 +297,13 @@ static bool want_unshare(struct process *p, unsigned i)
 	return true;
 }
 
-/* A page that no slot took after MADV_FREE has been written by the agent: the kernel keeps it. */
+/*
+ * The agent has written it: the kernel keeps it.  That is what was wanted of a page that no slot
+ * took after MADV_FREE, and of all LAZY ones of a program that is being let go.
+ */
 static bool was_rescued(struct process *p, uint64_t vpn)
 {
-	bool rescued = false;
+	bool rescued = false, any = atomic_load(&p->rescue);
 	page_entry *e;
 	uint64_t v;
 
@@ -308,7 +311,8 @@ static bool was_rescued(struct process *p, uint64_t vpn)
 		return false;
 	e = process_page(p, vpn, false);
 	v = e ? atomic_load(e) : 0;
-	while (page_has_no_copy(p->core, v) && !rescued)
+	while (!rescued && (page_has_no_copy(p->core, v) ||
+			    (any && PAGE_STATE(v) == PAGE_RESIDENT && v & PAGE_LAZY)))
 		rescued = atomic_compare_exchange_weak(e, &v, v & ~PAGE_LAZY);
 	process_unlatch_reclaim(p);
 	return rescued;
@@ -330,10 +334,15 @@ void operation_collect(struct reclaim *r, struct process *p)
 	atomic_store(&s->op_state, OP_COLLECT);
 	KILL_POINT("collect-begun");
 	if (s->op_kind == USM_OPS_UNSHARE) {
+		bool rescue = atomic_load(&p->rescue);
+
 		p->evict.nr_again = 0;
-		for (unsigned i = 0; i < s->op_n; i++)
-			if (atomic_load(&p->ops->res[i]) == 0 && !was_rescued(p, s->op_vpn[i]))
+		for (unsigned i = 0; i < s->op_n; i++) {
+			bool written = atomic_load(&p->ops->res[i]) == 0;
+
+			if (written ? !was_rescued(p, s->op_vpn[i]) && !rescue : rescue)
 				p->evict.again[p->evict.nr_again++] = s->op_vpn[i];
+		}
 		end_operation(p);
 		return;
 	}

@@ -23,6 +23,8 @@
 
 /* How long an agent that was told to go may take. */
 #define RELEASE_TICKS 10
+/* That it cannot be let go is said after this. */
+#define LAZY_TICKS 50
 
 static int drop_all(void *userdata, uint64_t vpn, page_entry *e)
 {
@@ -146,10 +148,46 @@ static int first_missing(void *userdata, uint64_t vpn, page_entry *e)
 	return PAGE_STATE(v);
 }
 
+static int is_lazy(void *userdata, uint64_t vpn, page_entry *e)
+{
+	uint64_t v = atomic_load(e);
+
+	(void)userdata;
+	(void)vpn;
+	return PAGE_STATE(v) == PAGE_RESIDENT && v & PAGE_LAZY;
+}
+
+/*
+ * What is there and the kernel may drop would read as zeros later, when nobody serves its faults
+ * any more.  True: there is none.
+ */
+static bool keeps_all(struct core *c, struct process *p)
+{
+	bool lazy;
+
+	if (!process_latch(p))
+		return false;
+	lazy = page_visit(c->arena, p->number, 0, VPN_MAX, is_lazy, NULL);
+	process_unlatch(p);
+	if (!lazy)
+		return true;
+	if (++p->scan.lazy_ticks == LAZY_TICKS)
+		log_event(LOG_WARNING,
+			  &((struct usm_log_fields){.event = "detach",
+						    .process = p->shared->name,
+						    .pid = p->shared->pid}),
+			  "%s (pid %d) cannot be let go yet: the kernel may drop pages of it that it "
+			  "holds, and its agent %s; it stays managed until that has changed, or it ends",
+			  p->shared->name, p->shared->pid,
+			  p->shared->sock < 0 ? "is gone" : "cannot make them its own (stopped, or pinned)");
+	reclaim_rescue(p);
+	return false;
+}
+
 /* Everything back into the program. True: nothing of it is swapped any more. */
 static bool bring_all_back(struct core *c, struct worker *w, struct process *p)
 {
-	uint64_t vpn = 0;
+	uint64_t vpn = 0, last = UINT64_MAX;
 
 	for (;;) {
 		uint64_t found = 0;
@@ -163,7 +201,7 @@ static bool bring_all_back(struct core *c, struct worker *w, struct process *p)
 		process_unlatch(p);
 		if (!r) {
 			if (vpn == 0 && !atomic_load(&p->nr_evicting))
-				return true;
+				return keeps_all(c, p);
 			if (vpn == 0)
 				usleep(1000);
 			vpn = 0; /* once more from the start: something may have left behind us */
@@ -173,7 +211,9 @@ static bool bring_all_back(struct core *c, struct worker *w, struct process *p)
 			process_kill(p, VADDR(found), "it is to be let go, and a page of it is lost");
 			return false;
 		}
-		r = fault_bring_back(w, p, found, true);
+		/* Present already, in a forked child: it stays as it was the first time. */
+		r = found == last ? fault_take_in(w, p, found) : fault_bring_back(w, p, found, true);
+		last = found;
 		if (r == -ESRCH || r == -EIO || r == -EBADMSG || r == -ENOMEM)
 			return false;
 		vpn = found + (r == -ENOENT ? 1 : 0);

@@ -180,14 +180,6 @@ static int take_in(struct worker *w, struct process *p, uint64_t vpn, bool swapp
 	if (r < 0)
 		return r;
 	KILL_POINT("adopt-framed");
-	if (swapped && !f.frame[0]) {
-		/* Without a frame nothing would say that the kernel may drop it. */
-		process_latch_claimed(p);
-		fill_unclaim(&f, 0);
-		process_unlatch(p);
-		fill_wake(p, vpn);
-		return 0;
-	}
 	/*
 	 * What said that it is present may be out of date: it may have left since, or the address be
 	 * another mapping's by now, not registered yet, whose pages must not leave, as nobody would be
@@ -368,6 +360,11 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 	atomic_fetch_add_explicit(&p->shared->nr_swap_ins, f.n, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->core->arena->h->nr_swap_ins, f.n, memory_order_relaxed);
 	return fill_install(&f, w->buffer);
+}
+
+int fault_take_in(struct worker *w, struct process *p, uint64_t vpn)
+{
+	return take_in(w, p, vpn, true, false, false);
 }
 
 int fault_adopt(struct process *p, uint64_t vpn)

@@ -24,4 +24,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *f);
  * (busy), -ENOENT, -ESRCH, -EIO.
  */
 int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool lend);
+/* One SWAPPED page that may be present already gets a frame, beyond the pool if need be: it is LAZY
+ * then, if it is present.  As above. */
+int fault_take_in(struct worker *w, struct process *p, uint64_t vpn);
 int fault_adopt(struct process *p, uint64_t vpn);

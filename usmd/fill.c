@@ -369,6 +369,8 @@ static void publish_present(struct fill *f, unsigned i)
 {
 	if (f->swapped && f->frame[i])
 		publish_as(f, i, true, PAGE_LAZY);
+	else if (f->swapped)
+		fill_unclaim(f, i); /* without a frame nothing would say that the kernel may drop it */
 	else
 		publish_as(f, i, false, process_present_flags(f->p));
 }

@@ -348,6 +348,7 @@ static uint64_t available_bytes(void)
 static void begin_stop(struct manager *m)
 {
 	uint64_t swapped, available = available_bytes();
+	uint64_t room = available / 100 * STOP_MEMORY_PERCENT / USM_PAGE_SIZE;
 	unsigned n = live_processes(m, &swapped);
 	bool again = m->stopping || m->forced;
 
@@ -355,7 +356,7 @@ static void begin_stop(struct manager *m)
 		sd_event_exit(m->event, 0);
 		return;
 	}
-	if (swapped * USM_PAGE_SIZE > available / 100 * STOP_MEMORY_PERCENT && !again) {
+	if (swapped > room && !again) {
 		log_error("Cannot stop: %llu MiB are on swap devices, and only %llu MiB of memory are "
 			  "available. The %u managed processes go on. End some of them, or stop once "
 			  "more to kill those whose pages do not fit",
@@ -369,11 +370,13 @@ static void begin_stop(struct manager *m)
 	atomic_store(&m->core.stopping, true);
 	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &m->core.process[i];
+		uint64_t pages = (uint64_t)MAX(atomic_load(&p->nr_swapped), (int64_t)0);
 
 		if (atomic_load(&p->shared->state) != PROCESS_LIVE)
 			continue;
-		if (again && swapped * USM_PAGE_SIZE > available &&
-		    atomic_load(&p->nr_swapped) > 0)
+		if (pages <= room)
+			room -= pages;
+		else if (again)
 			process_kill(p, 0, "usmd is stopped by force and its pages do not fit into memory");
 		atomic_store(&p->release, true);
 	}

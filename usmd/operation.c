@@ -46,12 +46,17 @@ bool operation_only_lazy(struct core *c)
 	return !(atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 }
 
+/* Its agent is there and has nothing to do. */
+static bool is_idle(struct process *p)
+{
+	return p->ops && p->shared->sock >= 0 && p->evict.in_epoll && !atomic_load(&p->gone) &&
+	       !atomic_load(&p->barrier) && atomic_load(&p->shared->op_state) == OP_IDLE;
+}
+
 bool operation_possible(struct process *p)
 {
-	return atomic_load(&p->core->evict_modes) && p->ops && p->shared->sock >= 0 &&
-	       p->evict.in_epoll && !atomic_load(&p->no_evict) && !atomic_load(&p->swap_none) &&
-	       !atomic_load(&p->gone) && !atomic_load(&p->barrier) &&
-	       atomic_load(&p->shared->op_state) == OP_IDLE;
+	return atomic_load(&p->core->evict_modes) && !atomic_load(&p->no_evict) &&
+	       !atomic_load(&p->swap_none) && is_idle(p);
 }
 
 void operation_send(struct process *p)
@@ -194,6 +199,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 	} v[USM_OPS_BATCH];
 	unsigned nr_pins, k = 0, left = 0;
 	uint32_t rest[USM_OPS_BATCH];
+	bool stop;
 
 	n = MIN(n, USM_OPS_BATCH);
 	/* A page is not taken out before there is a place for it. */
@@ -216,13 +222,16 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 	qsort(v, n, sizeof(v[0]), compare_vpn);
 	atomic_store(&p->ops->inflight, 1);
 	nr_pins = read_pins(p, pins);
+	/* Before the look whether it is being let go: who lets it go looks the other way round. */
+	atomic_fetch_add(&p->nr_evicting, n);
+	stop = atomic_load(&p->barrier) || (atomic_load(&p->no_evict) && !atomic_load(&p->rescue));
 
 	for (unsigned i = 0; i < n; i++) {
 		page_entry *e = process_page(p, v[i].vpn, false);
 		uint64_t old = e ? atomic_load(e) : 0;
 
 		r->removed |= PAGE_STATE(old) == PAGE_RESIDENT && page_removed_recently(old);
-		if (k == p->evict.nr_slots || atomic_load(&p->barrier) || PAGE_STATE(old) != PAGE_RESIDENT ||
+		if (k == p->evict.nr_slots || stop || PAGE_STATE(old) != PAGE_RESIDENT ||
 		    PAGE_VALUE(old) != v[i].frame || page_removed_recently(old) ||
 		    bsearch(&v[i].vpn, pins, nr_pins, sizeof(*pins), compare_vpn) ||
 		    !atomic_compare_exchange_strong(
@@ -234,7 +243,7 @@ unsigned operation_post(struct reclaim *r, struct process *p, uint32_t *frames, 
 		p->shared->op_vpn[k] = v[i].vpn;
 		frames[k++] = v[i].frame;
 	}
-	atomic_fetch_add(&p->nr_evicting, k);
+	atomic_fetch_sub(&p->nr_evicting, n - k);
 	if (k && lazy && protect_claimed(p, k, true) < 0) {
 		protect_claimed(p, k, false);
 		for (unsigned i = 0; i < k; i++) {
@@ -307,4 +316,37 @@ void operation_post_unshare(struct reclaim *r, struct process *p)
 	post(r, p, USM_OPS_UNSHARE, n);
 	process_unlatch_reclaim(p);
 	operation_send(p);
+}
+
+/* LAZY pages from rescue_vpn on. */
+static int note_lazy(void *userdata, uint64_t vpn, page_entry *e)
+{
+	struct process *p = userdata;
+	uint64_t v = atomic_load(e);
+
+	if (PAGE_STATE(v) != PAGE_RESIDENT || !(v & PAGE_LAZY))
+		return 0;
+	p->evict.unshare[p->evict.nr_unshare++] = vpn;
+	return p->evict.nr_unshare == UNSHARE_BATCH;
+}
+
+void operation_post_rescue(struct reclaim *r, struct process *p)
+{
+	if (!is_idle(p))
+		return;
+	/* What cannot be written by its agent leaves, and comes back as a page like any other. */
+	if (p->evict.nr_again && post_pages(r, p, p->evict.again, &p->evict.nr_again, true))
+		return;
+	if (!process_try_latch(p))
+		return; /* the next time */
+	p->evict.nr_unshare = 0;
+	page_visit(p->core->arena, p->number, p->evict.rescue_vpn, VPN_MAX, note_lazy, p);
+	process_unlatch_reclaim(p);
+	if (p->evict.nr_unshare) {
+		p->evict.rescue_vpn = p->evict.unshare[p->evict.nr_unshare - 1] + 1;
+		operation_post_unshare(r, p);
+	} else {
+		p->evict.rescue_vpn = 0;
+		atomic_store(&p->rescue, false); /* who lets it go looks again */
+	}
 }

@@ -32,6 +32,12 @@ void operation_post_refused(struct reclaim *r, struct process *p);
 void operation_post_again(struct reclaim *r, struct process *p);
 /* Makes pages that are shared after a fork the process's own, to leave another time. */
 void operation_post_unshare(struct reclaim *r, struct process *p);
+/*
+ * The next step for a process that is being let go and has LAZY pages (p->rescue): they are
+ * written, changing nothing, so that the kernel keeps them; those that are read-only leave, to be
+ * brought back.
+ */
+void operation_post_rescue(struct reclaim *r, struct process *p);
 /* Asks the agent to look; harmless if it has seen it. Any thread. */
 void operation_send(struct process *p);
 /* Lets go of slots that were reserved for more than `keep` pages. */

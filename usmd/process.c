@@ -5,6 +5,7 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -170,16 +171,19 @@ void process_gone(struct process *p)
 
 void process_kill(struct process *p, uint64_t addr, const char *reason)
 {
+	char where[32] = "";
+
 	if (atomic_exchange(&p->killed, true))
 		return;
+	if (addr)
+		snprintf(where, sizeof(where), " at %#llx", (unsigned long long)addr);
 	log_event(LOG_CRIT,
 		  &((struct usm_log_fields){.event = "kill",
 					    .message_id = USM_MSG_KILL,
 					    .process = p->shared->name,
 					    .pid = p->shared->pid,
 					    .addr = addr}),
-		  "%s (pid %d): %s at %#llx; %s", p->shared->name, p->shared->pid, reason,
-		  (unsigned long long)addr,
+		  "%s (pid %d): %s%s; %s", p->shared->name, p->shared->pid, reason, where,
 		  p->shared->pidfd >= 0 ? "killing it, it must not see wrong data" :
 					  "it is a child without an agent, so who it is is not known: it "
 					  "waits there for ever, end it by hand");

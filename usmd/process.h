@@ -72,6 +72,7 @@ struct process {
 	_Atomic bool maps_changed;    /* unmapped or moved something since the last scan */
 	_Atomic bool release;	      /* bring everything back, then let it go */
 	_Atomic bool no_evict;	      /* being released, or its agent stopped evicting */
+	_Atomic bool rescue;	      /* being released: LAZY pages are to become the program's own */
 	_Atomic uint64_t posted_nsec; /* when the last operation was handed to its agent */
 	_Atomic bool parked;	      /* faults were dropped, all are to be woken later */
 	_Atomic bool over_limit;      /* its own pages are to leave */
@@ -115,6 +116,7 @@ struct process {
 		uint64_t again[USM_OPS_BATCH]; /* just unshared: to leave at once */
 		unsigned nr_again;
 		bool unshared; /* the operation under way is over pages of again[] */
+		uint64_t rescue_vpn; /* where to look on for LAZY pages */
 		bool no_fallback;
 		uint32_t slot[USM_OPS_BATCH]; /* reserved for the operation under way */
 		unsigned nr_slots;
@@ -123,6 +125,7 @@ struct process {
 	struct {
 		uint64_t next_audit_tick;
 		uint64_t release_tick; /* its agent was told to go, 0: not yet */
+		unsigned lazy_ticks;   /* how long it has been kept for its LAZY pages */
 		bool has_claimed; /* it is not attached, and nobody may attach it any more */
 		uint64_t *ranges; /* registered ranges seen by the last scan, start/end */
 		unsigned nr_ranges, cap_ranges;

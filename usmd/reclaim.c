@@ -83,6 +83,8 @@ static void check_operations(struct reclaim *r)
 			operation_give_up(r, p);
 			continue;
 		}
+		if (unlikely(atomic_load(&p->rescue)))
+			operation_post_rescue(r, p);
 		state = atomic_load(&p->shared->op_state);
 		if (state == OP_IDLE || !p->ops)
 			continue;
@@ -98,6 +100,8 @@ static void check_operations(struct reclaim *r)
 				operation_post_refused(r, p);
 			if (p->evict.nr_unshare && operation_possible(p))
 				operation_post_unshare(r, p);
+			if (atomic_load(&p->rescue))
+				operation_post_rescue(r, p);
 		} else if (!p->evict.stalled && now - atomic_load(&p->posted_nsec) > STALL_NSEC) {
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */
@@ -451,6 +455,12 @@ static void kick(struct reclaim *r)
 {
 	if (!atomic_exchange(&r->kicked, true))
 		eventfd_write(r->kick_fd, 1);
+}
+
+void reclaim_rescue(struct process *p)
+{
+	if (!atomic_exchange(&p->rescue, true))
+		kick(p->core->reclaim);
 }
 
 void reclaim_check_limit(struct process *p)

@@ -54,5 +54,9 @@ void reclaim_add(struct process *p);
 /* Before p is torn down: its operation is given up, nr_evicting becomes 0.  Waits. */
 void reclaim_forget(struct process *p);
 
+/* p is being let go and has LAZY pages: they become its own as soon as its agent has time for it.
+ * The janitor, each tick that it still has some. */
+void reclaim_rescue(struct process *p);
+
 /* Forgets the clean slots that lie on devices being removed.  The janitor. */
 void reclaim_drop_draining(struct core *c);

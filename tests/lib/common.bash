@@ -65,7 +65,7 @@ setup_tree() {
 	TAGGER=$T/bin/libusm-tagger.so
 	SWAP=$T/state/swap
 	LOG=$T/usmd.log
-	USMD_PID="" SAMPLER_PID="" KILLER_PID="" BACKGROUND=()
+	USMD_PID="" SAMPLER_PID="" KILLER_PID="" BACKGROUND=() USMD_PREFIX=()
 	export USMD_RUNTIME_DIR=$T/run
 }
 
@@ -95,12 +95,12 @@ teardown_tree() {
 	T=""
 }
 
-# TERM, and KILL if it is not gone within ten seconds. Says whether KILL was needed.
+# end_pid PID [SECONDS]: TERM, and KILL if it is not gone within ten. Says whether KILL was needed.
 end_pid() {
 	local pid=$1 i
 
 	kill -TERM "$pid" 2>/dev/null || return 0
-	for ((i = 0; i < 100; i++)); do
+	for ((i = 0; i < 10 * ${2:-10}; i++)); do
 		pid_alive "$pid" || { wait "$pid" 2>/dev/null; return 0; }
 		sleep 0.1
 	done
@@ -142,7 +142,7 @@ write_config() {
 start_usmd() {
 	POOL_MIB=$1
 	write_config "${POOL_MIB}M" "${@:2}"
-	"$T/bin/usmd" --config "$T/usmd.conf" --runtime-dir "$T/run" --state-dir "$T/state" \
+	"${USMD_PREFIX[@]}" "$T/bin/usmd" --config "$T/usmd.conf" --runtime-dir "$T/run" --state-dir "$T/state" \
 		</dev/null >"$LOG" 2>&1 3>&- &
 	USMD_PID=$!
 	wait_for 120 usmd_ready || { tail -n 20 "$LOG"; return 1; }
@@ -153,12 +153,13 @@ usmd_ready() {
 	pid_alive "$USMD_PID" && usmctl status
 }
 
-# The whole of usmd, engines too; a program that is still managed goes on without it.
+# stop_usmd [SECONDS]: the whole of usmd, engines too; a program that is still managed goes on
+# without it.
 stop_usmd() {
 	local pid=${USMD_PID:-}
 
 	USMD_PID=""
-	[ -z "$pid" ] || end_pid "$pid" || die "usmd did not end within ten seconds of SIGTERM"
+	[ -z "$pid" ] || end_pid "$pid" "${1:-10}" || die "usmd did not end within ${1:-10} seconds of SIGTERM"
 }
 
 usmctl() {

@@ -104,7 +104,8 @@ struct usm_attach_msg {
  *   that are left get -ECANCELED: each makes an event, and the daemon waits for this
  *   operation before it applies events.  Holds
  *   the tagger's mapping lock (no hooked mmap, munmap, mremap runs meanwhile).
- * UNSHARE: MADV_POPULATE_WRITE of each page, result in res[].
+ * UNSHARE: MADV_POPULATE_WRITE of each page, result in res[].  A page that must not be written is
+ *   made the process's own all the same; its result stays an error.
  */
 enum usm_ops_kind {
 	USM_OPS_MOVE = 1,

@@ -207,10 +207,26 @@ static void work_move(struct usm_agent *a, uint32_t req)
 	a->ops->usec_drop += sys_now_usec() - copied;
 }
 
+/* A copy by another name than the page's own mapping: pinning a page that is shared after a fork
+ * gives the process its own first, also where it must not be written (Linux 5.19). */
+static void unshare_by_pin(uint64_t addr)
+{
+	uint8_t byte;
+	struct iovec to = { &byte, 1 }, from = { (void *)addr, 1 };
+	long pid = sys0(SYS_getpid);
+
+	sys6(SYS_process_vm_readv, pid, SYS_ARG(&to), 1, SYS_ARG(&from), 1, 0);
+}
+
 static void work_unshare(struct usm_agent *a)
 {
-	for (uint32_t i = 0; i < a->n; i++)
-		set_result(a, i, sys_madvise(a->addr[i], USM_PAGE_SIZE, MADV_POPULATE_WRITE));
+	for (uint32_t i = 0; i < a->n; i++) {
+		long r = sys_madvise(a->addr[i], USM_PAGE_SIZE, MADV_POPULATE_WRITE);
+
+		if (r == -EINVAL || r == -EFAULT)
+			unshare_by_pin(a->addr[i]);
+		set_result(a, i, r);
+	}
 }
 
 static void work_refuse(struct usm_agent *a, long error)
