@@ -163,8 +163,9 @@ struct usm_agent_ops {
 	_Atomic uint32_t agent_state;
 	_Atomic uint32_t nr_pins; /* slots of pins[] ever used; grows only */
 	_Atomic uint64_t nr_swapped; /* daemon: 0 as long as no page of it was ever on a swap device */
-	/* tagger: 1 once the program gave a large range to MADV_DONTFORK or MADV_WIPEONFORK, so
-	 * that the daemon looks for such ranges at a fork (small ones are pinned) */
+	/* tagger: 1 once the program gave a large range to MADV_DONTFORK or MADV_WIPEONFORK, or
+	 * many, or moved one, so that the daemon looks for such ranges at a fork (a few small ones
+	 * are pinned) */
 	_Atomic uint32_t uninherited;
 	/* enum usm_protect_fork; the tagger protects what a fork() shares, so that each copy
 	 * that a write makes of it is a fault, and the daemon finds a frame for it */

@@ -115,6 +115,8 @@ EXPORT void *mremap(void *addr, size_t old_bytes, size_t bytes, int flags, ...)
 		target = va_arg(args, void *);
 		va_end(args);
 	}
+	if (flags & MREMAP_MAYMOVE)
+		usm_pin_move((uint64_t)addr, old_bytes);
 	a = mappings_enter();
 	r = sys5(SYS_mremap, addr, old_bytes, bytes, flags, target);
 	mappings_leave(a);

@@ -5,8 +5,9 @@
  * - Where the kernel writes when a thread exits: it does not wait for a userfault there, and
  *   pthread_join would hang.  Slots are never given back: the kernel writes after the thread's
  *   last instruction, and glibc uses the same stacks again.
- * - Ranges that a child does not inherit (MADV_WIPEONFORK, MADV_DONTFORK), while they are small:
- *   the daemon gives a child what its parent had on swap, and sees neither advice.
+ * - Ranges that a child does not inherit (MADV_WIPEONFORK, MADV_DONTFORK), while they are small and
+ *   few and stay where they are: the daemon gives a child what its parent had on swap, and sees
+ *   neither advice.  For others it is told to look (ops->uninherited).
  */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -22,6 +23,8 @@
 /* Beyond that such a range holds data rather than a generator's state. */
 #define UNINHERITED_PAGES 32
 #define NR_REMEMBERED 64
+/* The rest of the table is for threads. */
+#define UNINHERITED_PINS (USM_OPS_PINS / 2)
 _Static_assert(NR_REMEMBERED + 3 <= USM_AGENT_KEEP, "a new agent must learn of all");
 
 static struct {
@@ -29,6 +32,8 @@ static struct {
 	size_t bytes;
 } remembered[NR_REMEMBERED];
 static _Atomic uint32_t nr_remembered;
+/* There are ranges that no pin keeps. */
+static _Atomic bool unpinned;
 
 static bool has_pin(struct usm_agent_ops *ops, uint64_t page)
 {
@@ -126,26 +131,60 @@ static void pin_range(struct usm_agent *a, uint64_t addr, size_t bytes)
 	sys_madvise(page_of(addr), addr + bytes - page_of(addr), MADV_POPULATE_READ);
 }
 
+/* Now, for children that are made without libc, and before each fork: the agent may be new. */
+static void tell_unpinned(void)
+{
+	atomic_store(&unpinned, true);
+	if (usm_tagger_ready())
+		atomic_store(&usm_tagger->agent->ops->uninherited, 1);
+}
+
+void usm_pin_before_fork(struct usm_agent *a)
+{
+	if (atomic_load(&unpinned))
+		atomic_store(&a->ops->uninherited, 1);
+}
+
+void usm_pin_move(uint64_t addr, size_t bytes)
+{
+	uint32_t nr = atomic_load(&nr_remembered);
+
+	for (uint32_t i = 0; i < nr && i < NR_REMEMBERED; i++)
+		if (remembered[i].addr < addr + bytes &&
+		    addr < remembered[i].addr + remembered[i].bytes) {
+			tell_unpinned();
+			return;
+		}
+}
+
+/* A new agent pins them before anything leaves.  False if there is no room to remember one more. */
+static bool remember(uint64_t addr, size_t bytes)
+{
+	uint32_t i = atomic_fetch_add(&nr_remembered, 1);
+
+	if (i >= NR_REMEMBERED) {
+		atomic_fetch_sub(&nr_remembered, 1);
+		return false;
+	}
+	remembered[i].addr = addr;
+	remembered[i].bytes = bytes;
+	return true;
+}
+
 void usm_pin_uninherited(uint64_t addr, size_t bytes)
 {
-	uint32_t i;
+	bool ready;
 
 	if (bytes == 0)
 		return;
-	if (bytes > UNINHERITED_PAGES * USM_PAGE_SIZE) {
-		/* Before the program is managed, the daemon looks for itself. */
-		if (usm_tagger_ready())
-			atomic_store(&usm_tagger->agent->ops->uninherited, 1);
+	if (bytes > UNINHERITED_PAGES * USM_PAGE_SIZE || !remember(addr, bytes)) {
+		tell_unpinned();
 		return;
 	}
-	i = atomic_fetch_add(&nr_remembered, 1);
-	if (i < NR_REMEMBERED) {
-		remembered[i].addr = addr;
-		remembered[i].bytes = bytes;
-	} else {
-		atomic_fetch_sub(&nr_remembered, 1);
-	}
-	if (usm_tagger_ready())
+	ready = usm_tagger_ready();
+	if (ready && atomic_load(&usm_tagger->agent->ops->nr_pins) > UNINHERITED_PINS)
+		tell_unpinned();
+	else if (ready)
 		pin_range(usm_tagger->agent, addr, bytes);
 }
 

@@ -266,8 +266,10 @@ static void before_fork(void)
 		inherited.marker = 0;
 	}
 	/* A child that forks at once waits a moment for its agent. */
-	if (s->agent && usm_tagger_ready() && sys0(SYS_getpid) == s->pid &&
-	    atomic_load(&s->agent->ops->protect_fork) != USM_PROTECT_NO)
+	if (!s->agent || !usm_tagger_ready() || sys0(SYS_getpid) != s->pid)
+		return;
+	usm_pin_before_fork(s->agent);
+	if (atomic_load(&s->agent->ops->protect_fork) != USM_PROTECT_NO)
 		usm_protect_fork(s);
 }
 

@@ -54,6 +54,10 @@ void usm_pin_thread(struct usm_agent *a);
 uint64_t usm_thread_pointer(void);
 /* Remembers a range whose pages a child does not inherit, and pins it if there is an agent. */
 void usm_pin_uninherited(uint64_t addr, size_t bytes);
+/* Pages are about to move; pins do not. */
+void usm_pin_move(uint64_t addr, size_t bytes);
+/* The daemon is told to look for those that are not pinned. */
+void usm_pin_before_fork(struct usm_agent *a);
 /* Fills the list of what a new agent pins by itself: the calling thread's pages, the state page and
  * what usm_pin_uninherited() was told. */
 void usm_pin_list(struct usm_agent *a, const struct usm_tagger_state *s);

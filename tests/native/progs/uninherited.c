@@ -2,6 +2,9 @@
 /*
  * What a forked child does not get: zeros where its parent said MADV_WIPEONFORK, and
  * zeros in a new mapping where its parent has memory under MADV_DONTFORK.
+ *
+ *   uninherited MIB        all of it is one range of each kind
+ *   uninherited MIB small  ranges of a few pages, which then move, and more than any table has
  */
 #include "check.h"
 
@@ -28,12 +31,52 @@ static void check_words(const char *p, size_t size, uint64_t tag)
 		CHECK_WORD(p + i * PAGE, page_word(tag, i));
 }
 
+/* Each is moved once it has been advised; what lies beside it pushes it out. */
+static void small_ranges(size_t size)
+{
+	size_t bytes = 4 * PAGE, n = size / bytes / 4;
+	char **range = calloc(n, sizeof(*range)), *other = map_anonymous(size);
+	int status;
+	pid_t pid;
+
+	CHECK(range);
+	for (size_t i = 0; i < n; i++) {
+		/* Twice the room, so that no two are one mapping. */
+		char *from = map_anonymous(2 * bytes), *to = map_anonymous(2 * bytes);
+
+		CHECK(!madvise(from, bytes, MADV_WIPEONFORK));
+		range[i] = mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+		CHECK(range[i] == to);
+		fill(to, bytes, i);
+	}
+	for (unsigned round = 1; round <= ROUNDS; round++) {
+		fill(other, size, round);
+		pid = fork();
+		CHECK(pid >= 0);
+		if (!pid) {
+			for (size_t i = 0; i < n; i++)
+				check_zero(range[i], bytes);
+			_exit(0);
+		}
+		CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+	}
+	for (size_t i = 0; i < n; i++)
+		check_filled(range[i], bytes, i);
+	puts("ok");
+}
+
 int main(int argc, char **argv)
 {
-	size_t size = size_arg(argc, argv);
-	char *wiped = map_anonymous(size), *left_out = map_anonymous(size);
+	size_t size = size_arg(argc > 2 ? 2 : argc, argv);
+	char *wiped, *left_out;
 	int status;
 
+	if (argc > 2) {
+		small_ranges(size);
+		return 0;
+	}
+	wiped = map_anonymous(size);
+	left_out = map_anonymous(size);
 	CHECK(!madvise(wiped, size, MADV_WIPEONFORK));
 	CHECK(!madvise(left_out, size, MADV_DONTFORK));
 	for (size_t i = 0; i < size / PAGE; i++) {
