@@ -7,6 +7,7 @@
 # make check       unit tests and the quick native tests (root; below three minutes)
 # make test        everything (root)
 # make fuzz        what reads untrusted bytes, for FUZZ_SECONDS=60 each (root; part of make test)
+# make soak        the torture program for SOAK_SECONDS=3600 (root)
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
@@ -76,12 +77,13 @@ BINARIES := $(if $(DAEMON_SRCS),$(BUILD)/usmd) $(if $(CTL_SRCS),$(BUILD)/usmctl)
 FUZZ_CC      := $(shell command -v clang)
 FUZZ         := build/fuzz
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 3600
 fuzz_objs     = $(patsubst %.c,$(FUZZ)/obj/%.o,$(1))
 FUZZERS      := $(if $(FUZZ_CC),$(patsubst tests/fuzz/%.c,$(FUZZ)/%,$(wildcard tests/fuzz/fuzz-*.c)))
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
-.PHONY: all install uninstall deps demo check test test-vm fuzz bench unit progs fuzzers clean FORCE
+.PHONY: all install uninstall deps demo check test test-vm fuzz soak bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -154,8 +156,9 @@ build/tests/$(basename $(notdir $(1))): $(1)
 	@$$(AS_OWNER) mkdir -p $$(@D)
 	@echo "  CC      $$@"
 	$$Q$$(AS_OWNER) $$(CC) -std=gnu11 -Wall -Wextra -D_GNU_SOURCE -O2 -g -pthread $$(DEPFLAGS) \
-		-Itests/lib -o $$@ $$<
+		-Itests/lib -o $$@ $$< $$(PROG_LIBS)
 endef
+build/tests/torture: PROG_LIBS := -luring
 $(foreach s,$(PROG_SRCS),$(eval $(call prog_rule,$(s))))
 
 deps:
@@ -177,6 +180,10 @@ test:
 
 fuzz: fuzzers
 	@tests/fuzz/run.sh $(FUZZ_SECONDS)
+	@chown -R --reference=. build
+
+soak: all progs
+	@tests/soak.sh $(SOAK_SECONDS)
 	@chown -R --reference=. build
 
 test-vm:
