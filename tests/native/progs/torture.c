@@ -35,6 +35,7 @@
 #define FIXED_PAGES   48
 #define FIXED_BUFFERS 3
 #define CHURN_THREADS 4
+#define HISTORY	      12
 
 enum inherited {
 	INHERITED,
@@ -60,6 +61,9 @@ struct region {
 	struct model *model; /* in managed memory as well */
 	uint32_t pages, thread, depth;
 	uint64_t random, next_tag;
+	/* The last calls that were about each page, told when it is wrong: call << 8 | operation. */
+	uint64_t (*history)[HISTORY];
+	uint64_t call;
 	struct file file;
 	/* The fixed buffers of a ring, a region of its own; NULL where io_uring is refused. */
 	struct region *fixed;
@@ -88,6 +92,15 @@ static char *page_at(const struct region *r, uint32_t i)
 	return r->base + (size_t)i * PAGE;
 }
 
+/* These pages are what the present operation is about. */
+static void note(struct region *r, uint32_t first, uint32_t n)
+{
+	for (uint32_t i = first; r->history && i < first + n; i++) {
+		memmove(&r->history[i][1], &r->history[i][0], (HISTORY - 1) * sizeof(uint64_t));
+		r->history[i][0] = r->call;
+	}
+}
+
 static void write_page(struct region *r, uint32_t i)
 {
 	volatile uint64_t *p = (volatile uint64_t *)page_at(r, i);
@@ -106,6 +119,21 @@ static uint32_t first_wrong(const volatile uint64_t *p, uint64_t tag)
 		if (p[j] != word_of(tag, j))
 			return j;
 	return WORDS;
+}
+
+static const char *operation_name(uint64_t number);
+
+static void tell_history(const struct region *r, uint32_t i)
+{
+	char line[512];
+	int n = 0;
+
+	for (uint32_t k = 0; r->history && k < HISTORY; k++)
+		n += snprintf(line + n, sizeof(line) - (size_t)n, " %s@%lu",
+			      operation_name(r->history[i][k] & 0xff),
+			      (unsigned long)(r->history[i][k] >> 8));
+	dprintf(STDERR_FILENO, "  in %s@%lu; before:%.*s\n", operation_name(r->call & 0xff),
+		(unsigned long)(r->call >> 8), n, line);
 }
 
 static void check_page(struct region *r, uint32_t i)
@@ -133,6 +161,7 @@ static void check_page(struct region *r, uint32_t i)
 		(int)getpid(), r->thread, r->depth, i, (void *)p, j, (unsigned long)is,
 		(unsigned long)(is ? is ^ word_of(1, j) ^ 1 : 0), (unsigned long)m->tag,
 		m->freed ? " (freed)" : "", (unsigned long)n);
+	tell_history(r, i);
 	write_page(r, i);
 }
 
@@ -148,6 +177,7 @@ static uint32_t random_run(struct region *r, uint32_t *ret_first)
 	uint32_t n = 1 + random_below(r, RUN_MAX);
 
 	*ret_first = random_below(r, r->pages - n + 1);
+	note(r, *ret_first, n);
 	return n;
 }
 
@@ -177,7 +207,10 @@ static void op_check(struct region *r)
 
 static void op_write(struct region *r)
 {
-	write_page(r, random_below(r, r->pages));
+	uint32_t i = random_below(r, r->pages);
+
+	note(r, i, 1);
+	write_page(r, i);
 }
 
 /* In order, so that fault-around has something to do. */
@@ -352,6 +385,7 @@ static void op_move_part(struct region *r)
 	CHECK(mremap(page_at(r, from), n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
 		     page_at(r, to)) == page_at(r, to));
 	memcpy(&r->model[to], &r->model[from], n * sizeof(*r->model));
+	memcpy(&r->history[to], &r->history[from], n * sizeof(*r->history));
 	fill_hole(r, from, n);
 }
 
@@ -486,6 +520,7 @@ static void op_vmsplice(struct region *r)
 	settle(r, from, n);
 	for (uint32_t i = 0; i < n; i++)
 		tag[i] = r->model[from + i].tag;
+	note(r, from, n);
 	CHECK(!pipe2(ends, O_CLOEXEC));
 	CHECK(vmsplice(ends[1], &v, 1, 0) == (ssize_t)v.iov_len);
 	for (uint32_t i = 0; i < looks; i++)
@@ -493,6 +528,7 @@ static void op_vmsplice(struct region *r)
 	/* Over themselves they could be read while they are written. */
 	if (to < from + n && from < to + n)
 		to = from >= n ? from - n : from + n;
+	note(r, to, n);
 	for (uint32_t i = 0; i < n; i++) {
 		for (size_t done = 0; done < PAGE;) {
 			ssize_t got = read(ends[0], page_at(r, to + i) + done, PAGE - done);
@@ -672,27 +708,37 @@ static void op_fork(struct region *r)
 	check_all(r);
 }
 
+#define OPERATION(name, weight) { op_##name, #name, weight }
 static const struct {
 	void (*run)(struct region *r);
+	const char *name;
 	uint32_t weight;
 } operations[] = {
-	{ op_check, 430 }, { op_write, 430 },	 { op_sweep, 60 }, { op_discard, 12 },
-	{ op_free, 6 },	   { op_map_over, 12 },	 { op_unmap, 10 }, { op_protect, 12 },
-	{ op_move, 10 },   { op_move_part, 6 },	 { op_shrink_and_grow, 10 },
-	{ op_fork, 2 },	   { op_move_and_keep, 6 }, { op_advise, 10 }, { op_advise_fork, 4 },
-	{ op_direct_write, 4 }, { op_direct_read, 4 }, { op_vmsplice, 4 }, { op_fixed, 4 },
-	{ op_threads, 3 }, { op_exec, 1 },
+	OPERATION(check, 430),	    OPERATION(write, 430),	  OPERATION(sweep, 60),
+	OPERATION(discard, 12),	    OPERATION(free, 6),		  OPERATION(map_over, 12),
+	OPERATION(unmap, 10),	    OPERATION(protect, 12),	  OPERATION(move, 10),
+	OPERATION(move_part, 6),    OPERATION(shrink_and_grow, 10), OPERATION(fork, 2),
+	OPERATION(move_and_keep, 6), OPERATION(advise, 10),	  OPERATION(advise_fork, 4),
+	OPERATION(direct_write, 4), OPERATION(direct_read, 4),	  OPERATION(vmsplice, 4),
+	OPERATION(fixed, 4),	    OPERATION(threads, 3),	  OPERATION(exec, 1),
 };
+#define NR_OPERATIONS (sizeof(operations) / sizeof(*operations))
+
+static const char *operation_name(uint64_t number)
+{
+	return number < NR_OPERATIONS ? operations[number].name : "(begin)";
+}
 
 static void one_operation(struct region *r)
 {
 	uint32_t total = 0, pick;
 
-	for (size_t i = 0; i < sizeof(operations) / sizeof(*operations); i++)
+	for (size_t i = 0; i < NR_OPERATIONS; i++)
 		total += operations[i].weight;
 	pick = random_below(r, total);
 	for (size_t i = 0;; i++) {
 		if (pick < operations[i].weight) {
+			r->call = ((r->call >> 8) + 1) << 8 | i;
 			operations[i].run(r);
 			break;
 		}
@@ -794,7 +840,9 @@ int main(int argc, char **argv)
 
 		r->base = map_anonymous((size_t)nr_pages * PAGE);
 		r->model = calloc(nr_pages, sizeof(*r->model));
-		CHECK(r->model);
+		r->history = calloc(nr_pages, sizeof(*r->history));
+		CHECK(r->model && r->history);
+		memset(r->history, 0xff, nr_pages * sizeof(*r->history));
 		r->pages = nr_pages;
 		r->thread = i;
 		r->random = seed * 2654435761u + i;
