@@ -208,7 +208,7 @@ static unsigned free_run(struct core *c, struct process *p, uint64_t vpn, unsign
 		if (!old[i])
 			continue;
 		e = process_page(p, vpn + i, false);
-		if (barrier) {
+		if (barrier && !(atomic_load(e) & PAGE_GONE)) {
 			atomic_store(e, old[i]);
 			left++;
 		} else if ((known && !(map[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))) ||

@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{fork-cow,threads,mappings,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
+	cp "$BUILD"/tests/{fork-cow,threads,mappings,huge,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
 }
 
 teardown() {
@@ -26,7 +26,7 @@ program() {
 	[ "${lines[-1]}" = ok ]
 	# What these exceed the pool by: docs/internals.md, "What escapes".
 	case "$eviction $path $*" in
-		"lazyfree $T/bin/fork-cow"* | *"/family "* | *" small") note "peak $(($(sampler_peak_kib) / 1024)) MiB" ;;
+		"lazyfree $T/bin/fork-cow"* | *"/family "* | *"/huge "* | *" small") note "peak $(($(sampler_peak_kib) / 1024)) MiB" ;;
 		*) assert_peak_within_pool ;;
 	esac
 	assert_swap_used
@@ -50,6 +50,8 @@ program() {
 @test "mappings move, shrink, grow and go, as root" { program root auto mappings 64; }
 @test "mappings move, shrink, grow and go, unprivileged" { program $UNPRIVILEGED auto mappings 64; }
 @test "mappings move, shrink, grow and go, eviction lazyfree" { program root lazyfree mappings 64; }
+@test "memory that becomes huge pages, unprivileged" { program $UNPRIVILEGED auto huge 48; }
+@test "memory that becomes huge pages, eviction lazyfree" { program root lazyfree huge 48; }
 @test "signals come in the middle of faults, as root" { program root auto signals 64; }
 @test "signals come in the middle of faults, unprivileged" { program $UNPRIVILEGED auto signals 64; }
 @test "direct reads and writes, as root" { program root auto direct-io 64 "$T/home/data"; }
