@@ -27,7 +27,7 @@ struct reclaim {
 	bool reclaiming;
 	unsigned lent_turn;
 	uint64_t nr_stayed;	 /* pages in a row that could not leave */
-	uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
+	_Atomic uint64_t exhausted_nsec; /* when all had stayed, 0: some left since */
 	unsigned nr_posted; /* operations under way that will give frames, or lead to some */
 	unsigned nr_prompt; /* those of them that are not late */
 	bool busy;	    /* a process's events were just being applied: it may have victims */

@@ -42,6 +42,8 @@
 #define AGENT_MESSAGES 16u
 /* A request ends when so many operations in a row found no device that takes a page. */
 #define NOT_WRITTEN_MAX 2
+/* And when so many in a row found no page that may leave. */
+#define FRUITLESS_MAX 8
 /* A program of low priority keeps this many pages while others have any. */
 #define PRIORITY_FLOOR 256
 
@@ -77,7 +79,7 @@ static void check_operations(struct reclaim *r)
 		struct process *p = &c->process[i];
 		uint32_t state;
 
-		if (atomic_load_explicit(&p->shared->state, memory_order_relaxed) == PROCESS_FREE)
+		if (atomic_load_explicit(&p->shared->state, memory_order_acquire) == PROCESS_FREE)
 			continue;
 		if (atomic_load(&p->forget)) {
 			operation_give_up(r, p);
@@ -166,55 +168,77 @@ static unsigned evict_of(struct reclaim *r, struct process *p, unsigned want)
 	return n ? operation_post(r, p, frames, n, operation_only_lazy(r->core)) : 0;
 }
 
+/* Those that are not done: from now on this thread's alone until it ends them. */
+static uint32_t pending_requests(struct reclaim *r)
+{
+	uint32_t pending = 0;
+
+	_Static_assert(RECLAIM_REQUESTS <= 32, "a bit for each");
+	pthread_mutex_lock(&r->lock);
+	for (unsigned i = 0; i < RECLAIM_REQUESTS; i++)
+		if (r->request[i].used && !r->request[i].done)
+			pending |= 1u << i;
+	pthread_mutex_unlock(&r->lock);
+	return pending;
+}
+
+static void end_request(struct reclaim *r, struct request *q, const char *reason)
+{
+	pthread_mutex_lock(&r->lock);
+	q->reason = reason;
+	q->done = true;
+	pthread_cond_broadcast(&r->cond);
+	pthread_mutex_unlock(&r->lock);
+	eventfd_write(r->core->main_fd, 1);
+}
+
+/* Why nothing more of p leaves. */
+static const char *unevictable_reason(const struct process *p)
+{
+	const char *reason = atomic_load(&p->unevictable_reason);
+
+	if (!atomic_load(&p->core->evict_modes))
+		return "'eviction off' is configured";
+	if (atomic_load(&p->swap_none))
+		return "its 'process swap' line says none";
+	if (reason)
+		return reason;
+	return atomic_load(&p->nr_resident) > 0 ?
+		       "the rest is pinned, just freed, or holds threads' control blocks" :
+		       "nothing of it is resident any more";
+}
+
 /* Users' requests. Returns how many pages are on their way. */
 static unsigned serve_requests(struct reclaim *r, bool *ret_demand)
 {
 	struct core *c = r->core;
+	uint32_t pending = pending_requests(r);
 	unsigned posted = 0;
 
-	for (unsigned i = 0; i < RECLAIM_REQUESTS; i++) {
-		struct request *q = &r->request[i];
-		struct process *p;
+	for (; pending; pending &= pending - 1) {
+		struct request *q = &r->request[__builtin_ctz(pending)];
+		struct process *p = process_get(c, q->process, q->generation);
 
-		if (!q->used || q->done)
+		if (!p) {
+			end_request(r, q, "the process has ended");
 			continue;
-		p = process_get(c, q->process, q->generation);
-		if (p && q->evicted < q->want && q->not_written > NOT_WRITTEN_MAX) {
-			q->done = true;
-			q->reason = "no swap device takes its pages, see the journal";
-		} else if (p && q->evicted < q->want) {
+		}
+		if (q->evicted >= q->want) {
+			end_request(r, q, NULL);
+		} else if (q->not_written > NOT_WRITTEN_MAX) {
+			end_request(r, q, "no swap device takes its pages, see the journal");
+		} else {
 			uint64_t want = q->want - q->evicted;
 			unsigned k = evict_of(r, p, (unsigned)MIN(want, (uint64_t)USM_OPS_BATCH));
 
 			posted += k;
 			*ret_demand = true;
-			if (!k && atomic_load(&p->shared->op_state) == OP_IDLE) {
-				/* Not one page of a whole round could be claimed. */
-				if (++q->fruitless > 8) {
-					q->done = true;
-					q->reason = atomic_load(&p->unevictable_reason);
-					if (!atomic_load(&c->evict_modes))
-						q->reason = "'eviction off' is configured";
-					else if (atomic_load(&p->swap_none))
-						q->reason = "its 'process swap' line says none";
-					if (!q->reason)
-						q->reason = atomic_load(&p->nr_resident) > 0 ?
-								    "the rest is pinned, just freed, or "
-								    "holds threads' control blocks" :
-								    "nothing of it is resident any more";
-				}
-			}
-		} else {
-			q->done = true;
-			if (!p)
-				q->reason = "the process has ended";
+			/* Not one page of a whole round could be claimed. */
+			if (!k && atomic_load(&p->shared->op_state) == OP_IDLE &&
+			    ++q->fruitless > FRUITLESS_MAX)
+				end_request(r, q, unevictable_reason(p));
 		}
-		if (p)
-			process_put(p);
-		if (q->done) {
-			broadcast(r);
-			eventfd_write(c->main_fd, 1);
-		}
+		process_put(p);
 	}
 	return posted;
 }
@@ -299,7 +323,7 @@ static unsigned evict_lowest_priority(struct reclaim *r, unsigned want)
 	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
 		struct process *p = &c->process[i];
 
-		if (atomic_load_explicit(&p->shared->state, memory_order_relaxed) != PROCESS_LIVE)
+		if (atomic_load_explicit(&p->shared->state, memory_order_acquire) != PROCESS_LIVE)
 			continue;
 		if (!lowest && !differ)
 			first = p->shared->priority;
