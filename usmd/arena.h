@@ -69,15 +69,16 @@ struct arena_process {
 	/* Which of the 64 pages of its root table were ever used: reading the others would
 	 * only fill the arena with zeros. */
 	_Atomic uint64_t root_pages;
-	int32_t uffd, sock, opsfd, pidfd; /* -1: none */
+	int32_t uffd;			      /* -1: none, like these three */
+	_Atomic int32_t sock, opsfd, pidfd; /* a child's come later, and others look meanwhile */
 	pid_t pid;
 	uid_t uid;
-	int32_t agent_tid;  /* in its own pid namespace */
-	uint32_t is_child;  /* made by FORK; its agent may not have come yet */
-	uint32_t attached;  /* the handshake is done */
+	_Atomic int32_t agent_tid; /* in its own pid namespace */
+	uint32_t is_child;	   /* made by FORK; its agent may not have come yet */
+	_Atomic uint32_t attached; /* the handshake is done; stored last */
 	uint32_t uninherited; /* has ranges that its children do not get */
-	uint64_t family;      /* the same in all that descend from one process by fork */
-	uint32_t fork_protected; /* what it had at a fork is write-protected (fault.c) */
+	_Atomic uint64_t family; /* the same in all that descend from one process by fork */
+	_Atomic uint32_t fork_protected; /* what it had at a fork is write-protected (fault.c) */
 	_Atomic uint32_t ever_swapped; /* a page of it, or of its parent, was on a swap device */
 	uint64_t starttime; /* /proc/PID/stat, clock ticks */
 	uint64_t forked_usec;

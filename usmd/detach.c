@@ -57,6 +57,14 @@ static void close_fd(int *fd)
 		close(n);
 }
 
+static void close_recorded(_Atomic int32_t *fd)
+{
+	int n = atomic_exchange(fd, -1);
+
+	if (n >= 0)
+		close(n);
+}
+
 static void note_relative_gone(struct core *c, uint64_t family)
 {
 	struct process *last = NULL;
@@ -123,8 +131,8 @@ void detach_dead(struct core *c, struct process *p)
 	close_fd(&s->uffd);
 	closer_hang_up(s->sock);
 	s->sock = -1;
-	close_fd(&s->opsfd);
-	close_fd(&s->pidfd);
+	close_recorded(&s->opsfd);
+	close_recorded(&s->pidfd);
 	if (pool)
 		pool_flush(pool);
 	KILL_POINT("detach-closed");

@@ -59,7 +59,7 @@ struct pool *pool_free(struct pool *pool)
 	if (!pool)
 		return NULL;
 	free(pool->pages);
-	free(pool->taken_by);
+	free((void *)pool->taken_by);
 	free((void *)pool->freed_next);
 	free((void *)pool->announced);
 	free(pool);

@@ -30,7 +30,7 @@ struct pool {
 	unsigned number;
 	uint32_t first, nr;
 	struct page *pages; /* nr entries */
-	uint8_t *taken_by; /* the policy of the set that took the frame, + 1; 0: usmd itself */
+	_Atomic uint8_t *taken_by; /* the policy of the set that took the frame, + 1; 0: usmd itself */
 	_Atomic uint32_t victims_turn; /* process whose policy is to name victims next */
 	_Atomic uint32_t freed; /* head of the freed stack: frame - first + 1 */
 	_Atomic uint32_t *freed_next;

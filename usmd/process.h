@@ -55,7 +55,7 @@ struct process {
 	_Atomic uint32_t latch;
 	_Atomic uint32_t latch_waiters;
 	_Atomic uint32_t users; /* threads that have it in hand */
-	struct usm_agent_ops *ops;	/* NULL until the agent's memory is there */
+	_Atomic(struct usm_agent_ops *) ops; /* NULL until the agent's memory is there */
 	_Atomic(struct pool *) pool;
 	_Atomic(struct policy *) policy; /* of that pool's set; NULL: the set's default */
 	_Atomic(struct policy *) swap_policy; /* who chooses its victims; NULL: the same */

@@ -244,15 +244,14 @@ static int recover_process(struct core *c, uint32_t number)
 /* What the handshake gave; its agent sees the end of file, and begins a new one. */
 static void close_connection(struct arena_process *s)
 {
-	int32_t *fds[] = {&s->opsfd, &s->pidfd};
+	_Atomic int32_t *fds[] = {&s->opsfd, &s->pidfd};
 	int sock = s->sock;
 
 	s->sock = -1;
 	closer_hang_up(sock);
 	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
-		int fd = *fds[i];
+		int fd = atomic_exchange(fds[i], -1);
 
-		*fds[i] = -1;
 		if (fd >= 0)
 			close(fd);
 	}
