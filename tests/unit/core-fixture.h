@@ -34,7 +34,7 @@
 #define FIXTURE_SWAP_SIZE (4ull << 20)
 
 /* The tests' own clock, in place of the daemon's. */
-static uint64_t test_tick;
+static _Atomic uint64_t test_tick;
 
 uint64_t now_tick(void)
 {

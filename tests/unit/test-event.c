@@ -329,6 +329,7 @@ static void test_fork(void **state)
 	assert_int_equal(entry_of(child, FROM + 4), 0);
 	assert_true(entry_of(child, FROM + 5) == PAGE_ENTRY(PAGE_LOST, 0));
 	assert_int_equal(atomic_load(&child->nr_swapped), 3);
+	assert_int_equal(atomic_load(&child->shared->ever_swapped), 1);
 	assert_int_equal(atomic_load(&child->nr_resident), 0);
 	assert_int_equal(usm_swap_refs(f->core.swap, slot), 2);
 	assert_int_equal(usm_swap_refs(f->core.swap, lazy_slot), 2);
@@ -343,6 +344,10 @@ static void test_fork(void **state)
 	assert_int_equal(n, 1);
 	assert_int_equal(usm_swap_refs(f->core.swap, slot), 2);
 	assert_int_equal(atomic_load(&child->nr_swapped), 3);
+	/* What the one unmaps is the other's still. */
+	apply(p, unmap(FROM, 6));
+	assert_true(entry_of(child, FROM + 1) == PAGE_ENTRY(PAGE_SWAPPED, slot));
+	assert_int_equal(usm_swap_refs(f->core.swap, slot), 1);
 }
 
 /* The engine died while it built the child: the same record is built anew. */

@@ -2,30 +2,17 @@
 /*
  * Whatever can fail on the paths of fault and eviction fails, once at each place: the k-th
  * transfer, the k-th allocation, the k-th UFFDIO_COPY, for each k until a run has no k-th.  The
- * program is memory of our own under a real userfaultfd, served by the real workers and the real
- * reclaim thread; a thread stands for its agent.  All in one file, as what fails is counted here in
- * place of the C library.
+ * program is that of program-fixture.h.  All in one file, as what fails is counted here in place of
+ * the C library.
  */
-#include "core-fixture.h"
+#include "program-fixture.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
 
-#include "event.h"
 #include "fault.h"
-#include "lib/cleanup.h"
-#include "mechanism-userfault.h"
 #include "swap-file.h"
-#include "worker.h"
 
-#define PAGES 24u
-#define TABLES_AT (void *)0x200000000000ul
-/* Nothing here takes longer, unless a fault was lost. */
-#define PATIENCE_MSEC 20000
 /* So often a transfer is tried again by itself (swap-io.c). */
 #define SWAP_RETRIES 100u
 
@@ -37,9 +24,9 @@ enum site { SITE_NONE, SITE_WRITE, SITE_READ, SITE_RESERVE, SITE_COPY, SITE_OPEN
 enum { FAIL_FLIP = 1, FAIL_SHORT, FAIL_EOF };
 
 static struct {
-	enum site site;
-	int how;
-	unsigned from, count; /* the from-th call and those behind it */
+	_Atomic enum site site;
+	_Atomic int how;
+	_Atomic unsigned from, count; /* the from-th call and those behind it */
 	_Atomic unsigned seen, hit;
 } plan;
 
@@ -134,252 +121,11 @@ int ioctl(int fd, unsigned long request, ...)
 	return (int)syscall(SYS_ioctl, fd, request, arg);
 }
 
-/* --- a program --------------------------------------------------------------------------- */
-
-struct program {
-	struct core_fixture *f;
-	struct process *p;
-	uint8_t *memory;
-	size_t stride; /* from page to page */
-	unsigned seed;
-	bool lazy; /* pages stay present at the first attempt, as after MADV_FREE */
-	bool passive; /* at each, and the agent does not write them when it is asked to */
-	unsigned visits[PAGES];
-	int agent_fd;
-	pthread_t agent, reader;
-	_Atomic unsigned nr_operations; /* that its agent has done */
-	_Atomic unsigned nr_read;  /* pages that the reader has seen, all of them right */
-	_Atomic unsigned nr_wrong;
-	_Atomic bool aborted; /* what the reader sees from now on says nothing */
-	bool writes;
-};
-
-static uint8_t *page_of(const struct program *g, unsigned i)
-{
-	return g->memory + i * g->stride;
-}
-
-static uint8_t byte_of(const struct program *g, unsigned i)
-{
-	return (uint8_t)(1 + (g->seed * 31 + i) % 255);
-}
-
-static int agent_page(struct program *g, unsigned i)
-{
-	struct usm_agent_ops *ops = g->p->ops;
-	uint8_t *page = (uint8_t *)(uintptr_t)ops->addr[i];
-
-	memcpy((uint8_t *)ops + USM_OPS_DATA + i * USM_PAGE_SIZE, page, USM_PAGE_SIZE);
-	if (g->lazy && (g->passive || !g->visits[(size_t)(page - g->memory) / g->stride]++))
-		return -EBUSY;
-	madvise(page, USM_PAGE_SIZE, MADV_DONTNEED);
-	return 0;
-}
-
-static void *agent_main(void *arg)
-{
-	struct program *g = arg;
-	struct usm_agent_ops *ops = g->p->ops;
-	struct usm_attach_msg m;
-
-	while (recv(g->agent_fd, &m, sizeof(m), 0) > 0) {
-		uint32_t req = atomic_load(&ops->req);
-
-		if (m.type != USM_ATTACH_WORK || atomic_load(&ops->done) == req)
-			continue;
-		for (unsigned i = 0; i < ops->n; i++)
-			atomic_store(&ops->res[i], ops->kind == USM_OPS_UNSHARE ?
-							   (g->passive ? -ECANCELED : 0) :
-							   agent_page(g, i));
-		atomic_fetch_add(&g->nr_operations, 1);
-		atomic_store(&ops->done, req);
-		m.type = USM_ATTACH_DONE;
-		if (send(g->agent_fd, &m, sizeof(m), MSG_NOSIGNAL) < 0)
-			break;
-	}
-	return NULL;
-}
-
-static void *reader_main(void *arg)
-{
-	struct program *g = arg;
-
-	for (unsigned i = 0; i < PAGES; i++) {
-		volatile uint8_t *page = page_of(g, i);
-		bool wrong = false;
-
-		if (g->writes)
-			page[0] = page[USM_PAGE_SIZE - 1] = byte_of(g, i);
-		for (unsigned k = 0; k < USM_PAGE_SIZE; k += g->writes ? USM_PAGE_SIZE - 1 : 1)
-			wrong |= page[k] != byte_of(g, i);
-		if (atomic_load(&g->aborted))
-			return NULL;
-		if (wrong)
-			atomic_fetch_add(&g->nr_wrong, 1);
-		atomic_fetch_add(&g->nr_read, 1);
-	}
-	return NULL;
-}
-
-/* With content: all its pages are RESIDENT.  Without: nothing is known of it. */
-static void program_start(struct core_fixture *f, struct program *g, unsigned seed, bool content)
-{
-	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd, fds[2];
-	struct process *p;
-	size_t size;
-
-	*g = (struct program){.f = f, .seed = seed, .lazy = g->lazy, .passive = g->passive,
-			      .stride = USM_PAGE_SIZE};
-	/* Each page in a leaf of its own, if tables are to be made. */
-	if (!content)
-		g->stride = LEAF_PAGES * USM_PAGE_SIZE;
-	g->writes = !content;
-	assert_true(dev >= 0);
-	fd = ioctl(dev, 0xaa00, O_CLOEXEC | O_NONBLOCK); /* USERFAULTFD_IOC_NEW */
-	close(dev);
-	assert_true(fd >= 0);
-	p = g->p = process_new(&f->core);
-	assert_non_null(p);
-	snprintf(p->shared->name, sizeof(p->shared->name), "program-%u", seed);
-	p->shared->uffd = fd;
-	p->shared->pid = getpid();
-	p->shared->attached = 1;
-	atomic_store(&p->pool, f->core.pool[0]);
-	assert_int_equal(userfault_handshake(fd, false, false), 0);
-	fake_agent_memory(p);
-	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
-	p->shared->sock = fds[0];
-	g->agent_fd = fds[1];
-	assert_int_equal(process_publish(p), 0);
-
-	size = PAGES * g->stride;
-	/* At a place where all is in one node of the table. */
-	g->memory = mmap(content ? NULL : TABLES_AT, size, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
-				 (content ? 0 : MAP_FIXED_NOREPLACE),
-			 -1, 0);
-	assert_true(g->memory != MAP_FAILED);
-	for (unsigned i = 0; content && i < PAGES; i++) {
-		memset(page_of(g, i), byte_of(g, i), USM_PAGE_SIZE);
-		put_resident(p, VPN((uintptr_t)page_of(g, i)), 0);
-	}
-	assert_int_equal(userfault_register(fd, (uintptr_t)g->memory, (uintptr_t)g->memory + size,
-					    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP),
-			 0);
-	assert_int_equal(pthread_create(&g->agent, NULL, agent_main, g), 0);
-	reclaim_add(p);
-}
-
-static int drop(void *userdata, uint64_t vpn, page_entry *e)
-{
-	struct core *c = userdata;
-	uint64_t v = atomic_exchange(e, 0);
-
-	(void)vpn;
-	/* Nobody has anything in hand any more. */
-	assert_true(PAGE_STATE(v) == PAGE_RESIDENT || PAGE_STATE(v) == PAGE_SWAPPED ||
-		    PAGE_STATE(v) == PAGE_LOST);
-	if (PAGE_STATE(v) == PAGE_RESIDENT)
-		pool_release(c, PAGE_VALUE(v));
-	else if (PAGE_STATE(v) == PAGE_SWAPPED)
-		usm_swap_unref(c->swap, PAGE_VALUE(v));
-	return 0;
-}
-
 static void program_end(struct program *g)
 {
-	struct process *p = g->p;
-	struct core *c = &g->f->core;
-
 	plan.site = SITE_NONE;
 	atomic_store(&no_device, false);
-	reclaim_forget(p);
-	shutdown(g->agent_fd, SHUT_RDWR);
-	pthread_join(g->agent, NULL);
-	close(g->agent_fd);
-	munmap(g->memory, PAGES * g->stride);
-	page_visit(c->arena, p->number, 0, VPN_MAX, drop, c);
-	page_table_free(c->arena, p->number);
-	epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, p->shared->uffd, NULL);
-	atomic_store(&p->shared->state, PROCESS_DYING);
-	while (atomic_load(&p->users))
-		usleep(100);
-	munmap(p->ops, USM_OPS_BYTES);
-	p->ops = NULL;
-	close(p->shared->uffd);
-	close(p->shared->sock);
-	close(p->shared->opsfd);
-	pool_flush(c->pool[0]);
-	atomic_store(&p->shared->state, PROCESS_FREE);
-}
-
-/* How many pages left. */
-static uint64_t evict_all(struct program *g)
-{
-	uint64_t evicted = 0;
-	const char *reason;
-	int ticket = reclaim_request(&g->f->core, g->p, PAGES);
-
-	assert_true(ticket > 0);
-	for (unsigned i = 0; !reclaim_request_done(&g->f->core, ticket, &evicted, &reason); i++) {
-		assert_true(i < PATIENCE_MSEC);
-		usleep(1000);
-	}
-	return evicted;
-}
-
-static void read_begin(struct program *g)
-{
-	g->nr_read = g->nr_wrong = 0;
-	assert_int_equal(pthread_create(&g->reader, NULL, reader_main, g), 0);
-}
-
-static int is_filling(void *userdata, uint64_t vpn, page_entry *e)
-{
-	(void)userdata;
-	(void)vpn;
-	return PAGE_STATE(atomic_load(e)) == PAGE_FILLING;
-}
-
-/* A page is published after its program was woken. */
-static void wait_for_publication(struct program *g)
-{
-	for (unsigned i = 0;
-	     page_visit(g->f->arena, g->p->number, 0, VPN_MAX, is_filling, NULL); i++) {
-		assert_true(i < PATIENCE_MSEC);
-		usleep(1000);
-	}
-}
-
-/* Until it has read all, or is to be killed: then it has seen nothing that is wrong. */
-static void read_end(struct program *g)
-{
-	for (unsigned i = 0; atomic_load(&g->nr_read) < PAGES && !atomic_load(&g->p->killed); i++) {
-		assert_true(i < PATIENCE_MSEC);
-		usleep(1000);
-	}
-	if (atomic_load(&g->nr_read) < PAGES) {
-		usleep(20000);
-		assert_true(atomic_load(&g->nr_read) < PAGES);
-		atomic_store(&g->aborted, true);
-		userfault_unregister(g->p->shared->uffd, (uintptr_t)g->memory,
-				     (uintptr_t)g->memory + PAGES * g->stride);
-	}
-	pthread_join(g->reader, NULL);
-	wait_for_publication(g);
-	assert_int_equal(g->nr_wrong, 0);
-}
-
-static void read_all(struct program *g)
-{
-	read_begin(g);
-	read_end(g);
-}
-
-static void assert_nothing_left(struct core_fixture *f)
-{
-	assert_int_equal(slots_used(f), 0);
-	assert_int_equal(atomic_load(&f->core.nr_used), 0);
+	program_stop(g);
 }
 
 /* --- one device, in runs or in single slots ---------------------------------------------- */
@@ -694,14 +440,6 @@ static void test_each_table_fails(void **state)
 #define FROM 0x10000ull
 #define TO   (FROM + (1ull << 24))
 
-static void apply(struct process *p, struct uffd_msg m)
-{
-	p->shared->journal[0] = m;
-	atomic_store(&p->shared->journal_applied, 0);
-	event_hold(p);
-	event_resume(p);
-}
-
 static uint64_t spread(uint64_t first, unsigned i)
 {
 	return first + i * LEAF_PAGES;
@@ -922,32 +660,10 @@ static void test_number_keeps_its_record(void **state)
 	atomic_store(&p->shared->state, PROCESS_FREE);
 }
 
-/* One engine for all: workers are started once. */
-static int engine_start(void **state)
+static int failing_engine_start(void **state)
 {
-	struct core_fixture *f;
-
-	if (core_fixture_setup(state) < 0)
-		return -1;
-	f = *state;
-	/* Nothing was removed recently. */
-	test_tick = 1000;
-	fixture_pool(f, 0);
-	f->core.zeros = mmap(NULL, USM_OPS_BATCH * USM_PAGE_SIZE, PROT_READ,
-			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	atomic_store(&f->core.faultaround, 1);
 	usm_swap_test.transfer = fail_transfer;
-	fixture_start_reclaim(f);
-	return workers_start(&f->core, 2);
-}
-
-static int engine_stop(void **state)
-{
-	struct core_fixture *f = *state;
-
-	workers_stop(&f->core);
-	munmap((void *)f->core.zeros, USM_OPS_BATCH * USM_PAGE_SIZE);
-	return core_fixture_teardown(state);
+	return engine_start(state);
 }
 
 static void test_skipped(void **state)
@@ -980,5 +696,5 @@ int main(void)
 
 	if (access("/dev/userfaultfd", R_OK | W_OK) < 0)
 		return cmocka_run_group_tests(skipped, NULL, NULL);
-	return cmocka_run_group_tests(tests, engine_start, engine_stop);
+	return cmocka_run_group_tests(tests, failing_engine_start, engine_stop);
 }
