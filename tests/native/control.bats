@@ -10,7 +10,7 @@ POOL=96
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD/tests/hold" "$T/bin/"
+	cp "$ROOT/build/tests/hold" "$T/bin/"
 }
 
 teardown() {

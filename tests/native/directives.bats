@@ -7,8 +7,9 @@ load ../lib/common
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD/tests/hold" "$T/bin/hold"
-	cp "$BUILD/tests/hold" "$T/bin/other"
+	cp "$ROOT/build/tests/hold" "$T/bin/hold"
+	cp "$ROOT/build/tests/hold" "$T/bin/other"
+	PIDS=()
 }
 
 teardown() {
@@ -90,6 +91,32 @@ build_policy() {
 	start_usmd 32 "workers 3"
 	n=$(cat "/proc/$(status enginePid)/task/"*/comm | grep -c '^usmd-worker-')
 	[ "$n" -eq 4 ]
+}
+
+# waits_in_fault PID: its thread stands still, and in no system call.
+waits_in_fault() {
+	grep -q '^-1 ' "/proc/$1/syscall"
+}
+
+@test "workers: events are read although all that serve wait" {
+	local input i
+
+	start_usmd 16 "workers 2" "default policyOne" "eviction off" "oom wait"
+	start_program other 1
+	input=$INPUT
+	echo check >&"$input"
+	wait_for 10 grep -q ok "$T/other.out"
+	for i in 1 2 3 4; do
+		cp "$T/bin/hold" "$T/bin/hold-$i"
+		launch_program "hold-$i" 24
+		PIDS+=("$PID")
+	done
+	for i in "${PIDS[@]}"; do
+		wait_for 20 waits_in_fault "$i"
+	done
+	[ "$(status framesFree)" -le 64 ]
+	echo unmap >&"$input"
+	wait_for 10 grep -qz 'ok.ok' "$T/other.out"
 }
 
 @test "faultaround: 1 is a fault for each page, more is fewer faults" {

@@ -8,7 +8,7 @@ load ../lib/common
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD"/tests/{victim,hostile,halt,liar} "$T/bin/"
+	cp "$ROOT"/build/tests/{victim,hostile,halt,liar} "$T/bin/"
 	INPUTS=() PIDS=()
 }
 

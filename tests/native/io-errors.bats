@@ -12,8 +12,8 @@ SLOT=4096
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD/tests/"{hold,torture,without-uring} "$T/bin/"
-	cp "$BUILD/tests/hold" "$T/bin/other"
+	cp "$ROOT/build/tests/"{hold,torture,without-uring} "$T/bin/"
+	cp "$ROOT/build/tests/hold" "$T/bin/other"
 	DISK="" LOOP=""
 	declare -gA PIDS=() INPUTS=()
 }

@@ -7,7 +7,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{let-go,torture,fork-cow,threads} "$T/bin/"
+	cp "$ROOT"/build/tests/{let-go,torture,fork-cow,threads} "$T/bin/"
 }
 
 teardown() {

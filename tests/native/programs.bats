@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$BUILD"/tests/{fork-cow,threads,mappings,huge,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
+	cp "$ROOT"/build/tests/{fork-cow,threads,mappings,huge,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
 }
 
 teardown() {

@@ -14,7 +14,7 @@ GROWTH_KIB=24576
 setup() {
 	setup_tree
 	requires_command jq python3
-	cp "$BUILD/tests/hold" "$T/bin/"
+	cp "$ROOT/build/tests/hold" "$T/bin/"
 	cp "$ROOT/tests/native/hostile.py" "$T/bin/"
 	start_usmd 16 "default policyOne"
 	mkfifo "$T/in"
