@@ -8,9 +8,15 @@
 # make test        everything (root)
 # make fuzz        what reads untrusted bytes, for FUZZ_SECONDS=60 each (root; part of make test)
 # make soak        the torture program for SOAK_SECONDS=3600 (root)
+# make test-teeth  usmd with one seeded defect after the other: do the tests find it? (root; about
+#                  15 minutes; TEETH=NAME for one)
+# make test-tsan   unit tests and some native ones with ThreadSanitizer (root; about 10 minutes)
+# make test-valgrind  unit tests (about two minutes)
+# make coverage    which lines of usmd/ the tests run (root; about 15 minutes)
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
+# SANITIZE=thread  TSan, below build/thread
 # VARIANT=NAME     below build/NAME, with CPPFLAGS=-D... (tests have builds of their own)
 # V=1              show the commands
 
@@ -29,7 +35,8 @@ SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
 SYSTEMDDIR ?= $(PREFIX)/lib/systemd
 POLICYDIR  := $(LIBDIR)/usmd/policies
 
-BUILD := build$(if $(SANITIZE),/sanitize)$(if $(VARIANT),/$(VARIANT))
+TSAN  := $(filter thread,$(SANITIZE))
+BUILD := build$(if $(SANITIZE),/$(or $(TSAN),sanitize))$(if $(VARIANT),/$(VARIANT))
 PKGS  := libsystemd json-c libcap liburing libxxhash
 Q     := $(if $(V),,@)
 
@@ -43,7 +50,9 @@ endif
 endif
 
 CFLAGS ?= -O2 -g
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+# TSan knows no fences; those of usmd stand beside atomics that it knows.
+SANITIZERS := -fno-omit-frame-pointer $(if $(TSAN),-fsanitize=thread -Wno-tsan,\
+	-fsanitize=address,undefined -fno-sanitize-recover=undefined)
 BASE_FLAGS := -std=gnu11 -Wall -Wextra -pthread -I. -Iusmd -Iusmd/lib -Iusmd/include \
 	-D_GNU_SOURCE -DUSM_VERSION='"$(VERSION)"' -DUSM_PREFIX='"$(PREFIX)"' \
 	-DUSM_LIBDIR='"$(LIBDIR)"' -DUSM_SYSCONFDIR='"$(SYSCONFDIR)"' \
@@ -64,7 +73,8 @@ UNIT_SRCS   := $(wildcard tests/unit/test-*.c)
 PROG_SRCS   := $(wildcard tests/lib/*.c tests/native/progs/*.c tests/bench/*.c)
 
 objects   = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
-UNIT      := build/unit
+UNIT      := build$(if $(TSAN),/thread)/unit
+UNIT_FLAGS := -O1 -g $(SANITIZERS)
 unit_objs = $(patsubst %.c,$(UNIT)/obj/%.o,$(1))
 # What a unit test is linked with: the whole daemon, or what its "links:" line says.
 unit_srcs = $(or $(wildcard $(shell sed -n 's,^/\* links: \(.*\) \*/$$,\1,p' $(1))),\
@@ -83,7 +93,8 @@ FUZZERS      := $(if $(FUZZ_CC),$(patsubst tests/fuzz/%.c,$(FUZZ)/%,$(wildcard t
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
-.PHONY: all install uninstall deps demo check test test-vm fuzz soak bench unit progs fuzzers clean FORCE
+.PHONY: all install uninstall deps demo check test test-teeth test-tsan test-valgrind coverage \
+	test-vm fuzz soak bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -132,13 +143,13 @@ $(BUILD)/policies/%.so: usmd/policies/%.c $(BUILD)/flags
 $(UNIT)/obj/%.o: %.c Makefile
 	@$(AS_OWNER) mkdir -p $(@D)
 	@echo "  CC      $< (unit)"
-	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) -O1 -g $(SANITIZERS) -DUSM_TESTING $(PKG_CFLAGS) $(DEPFLAGS) \
+	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) $(UNIT_FLAGS) -DUSM_TESTING $(PKG_CFLAGS) $(DEPFLAGS) \
 		-c -o $@ $<
 
-$(UNIT)/test-%: $(UNIT)/obj/tests/unit/test-%.o \
+$(UNIT)/test-%: $(UNIT)/obj/tests/unit/test-%.o $(UNIT)/obj/tests/unit/filter.o \
 		$$(call unit_objs,$$(call unit_srcs,tests/unit/test-$$*.c))
 	@echo "  LINK    $@"
-	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) $(SANITIZERS) -rdynamic -o $@ $^ $(PKG_LIBS) -lcmocka -ldl -lm
+	$Q$(AS_OWNER) $(CC) $(BASE_FLAGS) $(UNIT_FLAGS) -rdynamic -o $@ $^ $(PKG_LIBS) -lcmocka -ldl -lm
 
 $(FUZZ)/obj/%.o: %.c Makefile
 	@$(AS_OWNER) mkdir -p $(@D)
@@ -162,7 +173,7 @@ build/tests/torture: PROG_LIBS := -luring
 $(foreach s,$(PROG_SRCS),$(eval $(call prog_rule,$(s))))
 
 deps:
-	@tests/lib/deps.sh build demo test
+	@tests/lib/deps.sh build demo test analysis
 
 demo:
 	@tests/lib/deps.sh build demo
@@ -176,6 +187,7 @@ test:
 	@tests/lib/deps.sh build demo test
 	@$(MAKE) --no-print-directory all unit progs fuzzers
 	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
+	@$(MAKE) --no-print-directory SANITIZE=thread unit
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
 
 fuzz: fuzzers
@@ -185,6 +197,31 @@ fuzz: fuzzers
 soak: all progs
 	@tests/soak.sh $(SOAK_SECONDS)
 	@chown -R --reference=. build
+
+test-tsan: progs
+	@tests/lib/deps.sh build test
+	@$(MAKE) --no-print-directory SANITIZE=thread all unit
+	@tests/lib/run.sh thread
+
+test-valgrind:
+	@tests/lib/deps.sh build test analysis
+	@$(MAKE) --no-print-directory UNIT=build/valgrind UNIT_FLAGS='-O1 -g' unit
+	@tests/lib/run.sh valgrind
+
+# -O0: a line is what stands in the source.
+COVERAGE := -O0 -g --coverage -fprofile-update=atomic
+coverage: progs
+	@tests/lib/deps.sh build test analysis
+	@$(MAKE) --no-print-directory VARIANT=coverage CFLAGS='$(COVERAGE)' CPPFLAGS=-DUSM_COVERAGE all
+	@$(MAKE) --no-print-directory UNIT=build/coverage/unit UNIT_FLAGS='$(COVERAGE)' unit
+	@find build/coverage -name '*.gcda' -delete
+	@tests/lib/run.sh coverage; status=$$?; \
+		gcovr --root . --filter usmd/ --object-directory build/coverage --sort-uncovered \
+		--txt build/results/coverage.txt --csv build/results/coverage.csv build/coverage; \
+		cat build/results/coverage.txt; exit $$status
+
+test-teeth: all unit progs
+	@tests/teeth/run.sh $(TEETH)
 
 test-vm:
 	@tests/lib/deps.sh build test
@@ -233,4 +270,4 @@ uninstall:
 clean:
 	rm -rf build
 
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(shell find build -path build/teeth -prune -o -type f -name '*.d' -print 2>/dev/null)

@@ -179,6 +179,17 @@ static void pause_msec(unsigned msec)
 	nanosleep(&ts, NULL);
 }
 
+/* Not exit(): what would run at the end is the keeper's. */
+static _Noreturn void engine_exit(int status)
+{
+#ifdef USM_COVERAGE
+	void __gcov_dump(void);
+
+	__gcov_dump();
+#endif
+	_exit(status);
+}
+
 int keeper_run(struct arena *a, struct keeper_options *o,
 	       int (*engine)(struct arena *a, const struct keeper_options *o))
 {
@@ -208,7 +219,7 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 		if (pid < 0)
 			return log_error_errno(-errno, "Cannot start the engine: %m") ? EXIT_FAILURE : 0;
 		if (pid == 0)
-			_exit(engine(a, o));
+			engine_exit(engine(a, o));
 		atomic_store(&a->h->engine_pid, pid);
 		while (!died) {
 			siginfo_t si;

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # run.sh quick|all [FILE.bats...]: the tests of what is built. Writes TAP to build/results and
 # ends with a line "N passed, N failed". Fails if anything failed, or if a tier was skipped.
+# run.sh thread|valgrind|coverage: some of them, of what was built for that (Makefile).
 set -uo pipefail
 
 cd "$(dirname "$0")/../.." || exit 1
@@ -10,7 +11,7 @@ shift
 results=build/results
 passed=0 failed=0 skipped=0
 declare -A ran=([unit]=0 [native]=0)
-[ "$mode" = quick ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[vm]=0
+[ "$mode" != all ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[vm]=0
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
@@ -33,23 +34,86 @@ count() {
 	ran[$3]=$((ran[$3] + p + f))
 }
 
-for t in build/unit/test-*; do
-	[[ -x $t && $t != *.* ]] || continue
-	name=${t##*/}
-	echo "# unit: $name"
-	CMOCKA_MESSAGE_OUTPUT=TAP ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
-		timeout -k 5 300 "$t" </dev/null >"$results/$name.tap" 2>"$results/$name.log"
-	status=$?
-	count "$results/$name.tap" $status unit
-	if [ $status -ne 0 ]; then
-		grep -E '^not ok|^#' "$results/$name.tap"
-		tail -n 60 "$results/$name.log"
-		echo "not ok $name (status $status)"
-	fi
-done
+# unit_tests DIR KIND [COMMAND...]: each program there, under COMMAND.
+unit_tests() {
+	local dir=$1 kind=$2 t name status
+
+	shift 2
+	for t in "$dir"/test-*; do
+		[[ -x $t && $t != *.* ]] || continue
+		name=${t##*/}
+		[[ " ${UNIT_SKIP:-} " != *" $name "* ]] || continue
+		name+=${kind:+-$kind}
+		echo "# unit: $name"
+		CMOCKA_MESSAGE_OUTPUT=TAP ASAN_OPTIONS=detect_leaks=1 \
+			UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS="$tsan" \
+			timeout -k 5 300 "$@" "$t" </dev/null >"$results/$name.tap" 2>"$results/$name.log"
+		status=$?
+		count "$results/$name.tap" $status unit
+		if [ $status -ne 0 ]; then
+			grep -E '^not ok|^#' "$results/$name.tap"
+			tail -n 60 "$results/$name.log"
+			echo "not ok $name (status $status)"
+		fi
+	done
+}
+
+# native_tests FILE [OPTION...]: of bats.
+native_tests() {
+	local name
+
+	name=$(basename "$1" .bats)
+	echo "# native: $name"
+	BATS_TEST_TIMEOUT=900 bats --tap --timing "$@" </dev/null 2>&1 | tee "$results/$name.tap"
+	count "$results/$name.tap" "${PIPESTATUS[0]}" native
+}
+
+tsan="history_size=7 suppressions=$PWD/tests/lib/tsan.supp"
+# TSan wants addresses where they are without randomisation.
+fixed=(setarch "$(uname -m)" -R)
+case $mode in
+thread)
+	unit_tests build/thread/unit thread "${fixed[@]}"
+	rm -f "$results"/tsan.*
+	export BUILD=$PWD/build/thread TSAN_OPTIONS="$tsan log_path=$PWD/$results/tsan"
+	bats() { "${fixed[@]}" bats "$@"; }
+	native_tests tests/native/programs.bats \
+		-f '^(threads start, end|mappings move, shrink).*(as root|lazyfree)$|^torture: .*(as root|lazyfree)$'
+	native_tests tests/native/control.bats
+	for f in "$results"/tsan.*; do
+		[ -e "$f" ] || break
+		cat "$f"
+		echo "not ok races in usmd: $f"
+		failed=$((failed + 1))
+	done
+	;;
+valgrind)
+	# It runs one thread at a time: one that waits for a userfault, or in close(), keeps the one
+	# that would end that from running.
+	UNIT_SKIP="test-failures test-under-way test-closer" USM_TEST_SKIP=test_real \
+		unit_tests build/valgrind valgrind valgrind -q --error-exitcode=99 --leak-check=full \
+		--show-leak-kinds=definite --errors-for-leak-kinds=definite
+	unset "ran[native]"
+	;;
+coverage)
+	unit_tests build/coverage/unit coverage
+	export BUILD=$PWD/build/coverage
+	for f in control directives io-errors; do
+		native_tests "tests/native/$f.bats"
+	done
+	native_tests tests/native/programs.bats -f '^(fork|threads|mappings).*(as root|lazyfree)$'
+	native_tests tests/native/hostile.bats -f 'PENDING|descriptor|locks all|filter'
+	;;
+*)
+	unit_tests build/unit ""
+	[ "$mode" != all ] || [ $# -gt 0 ] || unit_tests build/thread/unit thread "${fixed[@]}"
+	;;
+esac
 
 if [ $# -gt 0 ]; then
 	files=("$@")
+elif [[ $mode != quick && $mode != all ]]; then
+	files=()
 elif [ "$mode" = quick ]; then
 	files=(tests/native/{config,control,directives}.bats)
 else
@@ -60,10 +124,7 @@ else
 	done
 fi
 for f in "${files[@]}"; do
-	name=$(basename "$f" .bats)
-	echo "# native: $name"
-	BATS_TEST_TIMEOUT=900 bats --tap --timing "$f" </dev/null 2>&1 | tee "$results/$name.tap"
-	count "$results/$name.tap" "${PIPESTATUS[0]}" native
+	native_tests "$f"
 done
 
 if [ -n "${ran[fuzz]:-}" ]; then

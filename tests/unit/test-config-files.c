@@ -364,7 +364,7 @@ static void test_assign_atomic(void **state)
 	fclose(f);
 
 	/* A full disk: the file, and nothing else, is what it was. */
-	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0 ||
 	    mount("tmpfs", dir(), "tmpfs", 0, "size=4096,nr_inodes=3") < 0) {
 		print_message("a full disk was not tried: mounting needs root: %s\n",
 			      strerror(errno));
