@@ -127,6 +127,12 @@ for f in "${files[@]}"; do
 	native_tests "$f"
 done
 
+# make test-teeth is run by hand; what it seeds must fit all the same.
+if [[ $mode = all && $# -eq 0 ]] && ! tests/teeth/run.sh --fit; then
+	echo "not ok seeded defects (tests/teeth) do not fit the tree"
+	failed=$((failed + 1))
+fi
+
 if [ -n "${ran[fuzz]:-}" ]; then
 	echo "# fuzz: what reads untrusted bytes"
 	tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" </dev/null | tee "$results/fuzz.tap"

@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# run.sh [NAME...]: do the tests find it when usmd is wrong?  Each tests/teeth/NAME.patch seeds one
+# run.sh [--fit | NAME...]: do the tests find it when usmd is wrong?  Each tests/teeth/NAME.patch seeds one
 # defect into a copy of the tree; each test that it names must fail then, as a test and not because
 # something was not built, and pass without it.  Prints a table; status 1 if a test did not bite.
+# --fit: only whether each patch still fits the tree.
 #
 # Above the first "---" line a patch has
 #   Defect: what is wrong
@@ -19,6 +20,27 @@ UNIT_SECONDS=120
 NATIVE_SECONDS=90
 GREEN_SECONDS=600
 
+# fits PATCH TREE
+fits() {
+	if [ -z "$(header "$1" Defect)" ] || [ -z "$(header "$1" Test)" ] ||
+		! patch -s -p1 -F0 --dry-run -d "$2" < "$1"; then
+		echo "teeth: ${1##*/} does not fit the tree any more: seed the defect anew" >&2
+		return 1
+	fi
+}
+
+# header PATCH KEY
+header() {
+	sed -n "/^---/q; s/^$2: //p" "$1"
+}
+
+if [ "${1:-}" = --fit ]; then
+	status=0
+	for p in "$ROOT"/tests/teeth/*.patch; do
+		fits "$p" "$ROOT" || status=1
+	done
+	exit $status
+fi
 if [ "$(id -u)" -ne 0 ]; then
 	echo "teeth: the native tests need root: sudo make test-teeth" >&2
 	exit 1
@@ -31,11 +53,6 @@ copy_tree() {
 	mkdir -p "$TREE"
 	tar -C "$ROOT" --exclude=./.git --exclude=./build/teeth --exclude=./build/vm \
 		--exclude=./build/results -cf - . | tar -C "$TREE" -xf -
-}
-
-# header PATCH KEY
-header() {
-	sed -n "/^---/q; s/^$2: //p" "$1"
 }
 
 # tests_of PATCH: "TEST<tab>SAYS", a line each.
@@ -101,10 +118,10 @@ try() {
 }
 
 patches=("${@/%/.patch}")
-patches=("${patches[@]/#/$ROOT/tests/teeth/}")
-[ $# -gt 0 ] || patches=("$ROOT"/tests/teeth/*.patch)
+patches=("${patches[@]/#/$TREE/tests/teeth/}")
 missing=0
 copy_tree
+[ $# -gt 0 ] || patches=("$TREE"/tests/teeth/*.patch)
 
 mapfile -t tests < <(for p in "${patches[@]}"; do tests_of "$p"; done | cut -f 1 | sort -u)
 echo "# ${#tests[@]} tests without a defect"
@@ -121,11 +138,7 @@ done
 echo "# ${#patches[@]} defects"
 for p in "${patches[@]}"; do
 	name=$(basename "$p" .patch)
-	if [ -z "$(header "$p" Defect)" ] || [ -z "$(header "$p" Test)" ] ||
-		! patch -s -p1 -F0 -d "$TREE" < "$p"; then
-		echo "teeth: $name.patch does not fit the tree any more: seed the defect anew" >&2
-		exit 1
-	fi
+	fits "$p" "$TREE" && patch -s -p1 -F0 -d "$TREE" < "$p" || exit 1
 	try "$p" "$name"
 	patch -s -R -p1 -F0 -d "$TREE" < "$p" || exit 1
 done
