@@ -276,6 +276,7 @@ static void end_operation(struct process *p)
 	atomic_store(&p->ops->inflight, 0);
 	KILL_POINT("collect-ending");
 	atomic_store(&p->shared->op_state, OP_IDLE);
+	atomic_store(&p->collecting, COLLECT_NO);
 	KILL_POINT("collect-ended");
 	if (n && atomic_fetch_sub(&p->nr_evicting, n) == n && atomic_load(&p->barrier))
 		worker_defer(p);
@@ -486,13 +487,18 @@ void operation_done_now(struct reclaim *r)
  */
 bool operation_collectable(struct process *p)
 {
+	bool yes;
+
 	if (p->shared->op_kind != USM_OPS_LAZYFREE)
 		return true;
-	if (process_try_latch(p)) {
+	/* Who tells (event.c) waits for the answer. */
+	atomic_store(&p->collecting, COLLECT_ASKS);
+	yes = process_try_latch(p);
+	if (yes)
 		process_unlatch_reclaim(p);
-		return true;
-	}
-	return atomic_load(&p->barrier);
+	yes |= atomic_load(&p->barrier);
+	atomic_store(&p->collecting, yes ? COLLECT_YES : COLLECT_NO);
+	return yes;
 }
 
 void operation_give_up(struct reclaim *r, struct process *p)

@@ -123,13 +123,18 @@ static int tell_page(void *userdata, uint64_t vpn, page_entry *e)
 /*
  * While a barrier waits, an agent may end its operation before the REMOVE that it caused
  * is applied, and its pages are in slots by then: so they are told at once, and not again
- * when the message's turn comes.
+ * when the message's turn comes.  From when its results are taken on, what comes is the
+ * program's: it finds those pages in their slots, when its turn comes.
  */
 static void tell_removals(struct process *p, unsigned first, unsigned n, bool again)
 {
 	struct apply a = {.p = p, .remove = true, .again = again};
 
-	if (p->shared->op_kind != USM_OPS_LAZYFREE)
+	/* The barrier is down: the answer can only be an older one. */
+	while (atomic_load(&p->collecting) == COLLECT_ASKS)
+		sched_yield();
+	if (p->shared->op_kind != USM_OPS_LAZYFREE || atomic_load(&p->collecting) != COLLECT_NO ||
+	    atomic_load(&p->shared->op_state) != OP_POSTED)
 		return;
 	for (unsigned i = first; i < n; i++) {
 		struct uffd_msg *m = &p->shared->journal[i];
@@ -228,8 +233,10 @@ static int move_page(void *userdata, uint64_t vpn, page_entry *e)
 	switch (PAGE_STATE(v)) {
 	case PAGE_FILLING:
 		/* The filler finds its claim gone; a slot moves on. */
+		if (v & PAGE_GONE)
+			return 0;
 		left = PAGE_ENTRY(PAGE_FILLING, 0) | PAGE_GONE;
-		if (!(v & PAGE_GONE) && PAGE_VALUE(v))
+		if (PAGE_VALUE(v))
 			moved = PAGE_ENTRY(PAGE_SWAPPED, PAGE_VALUE(v));
 		break;
 	case PAGE_RESIDENT:

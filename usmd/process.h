@@ -45,6 +45,9 @@ struct process_stream {
 	unsigned window;   /* pages */
 };
 
+/* Does the reclaim thread take an operation's results? */
+enum process_collecting { COLLECT_NO = 0, COLLECT_ASKS = 1, COLLECT_YES = 2 };
+
 struct process {
 	/* Of the number, whoever has it. */
 	struct core *core;
@@ -65,6 +68,7 @@ struct process {
 	/* FORK or REMAP waits for nr_evicting to be 0, or for faults where a REMAP goes, and what was
 	 * read behind it has been told to pages on their way out (event.c). */
 	_Atomic bool barrier;
+	_Atomic int collecting;	      /* enum process_collecting, of the reclaim thread */
 	_Atomic bool gone;	      /* its mm or agent is no more: tear it down */
 	_Atomic bool killed;	      /* we killed it: its pages are not to be trusted */
 	_Atomic bool deferred;	      /* on the list of processes whose gate was taken */

@@ -646,6 +646,37 @@ static void test_barrier_of_fault(void **state)
 	worker_forget(p);
 }
 
+/*
+ * Behind a FORK the program discards a page that LAZYFREE has just put into its slot: that is not
+ * the agent's own MADV_FREE, and the slot's content must not come back.
+ */
+static void test_barrier_of_collection(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f), *child;
+	int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	uint32_t slot = put_swapped(f, p, FROM);
+	struct uffd_msg m[] = {forked(uffd), discard(FROM, 1)};
+	unsigned n;
+
+	p->shared->op_kind = USM_OPS_LAZYFREE;
+	p->shared->op_vpn[0] = FROM;
+	p->shared->op_n = 1;
+	atomic_store(&p->shared->op_state, OP_COLLECT);
+	atomic_store(&p->nr_evicting, 1);
+	begin_from(p, m, 2, 0);
+	assert_int_equal(atomic_load(&p->latch), LATCH_BARRIER);
+
+	atomic_store(&p->shared->op_state, OP_IDLE);
+	atomic_store(&p->nr_evicting, 0);
+	event_readable(p);
+	assert_int_equal(entry_of(p, FROM), 0);
+	child = child_with(f, uffd, &n);
+	assert_non_null(child);
+	assert_true(entry_of(child, FROM) == PAGE_ENTRY(PAGE_SWAPPED, slot));
+	assert_int_equal(usm_swap_refs(f->core.swap, slot), 1);
+}
+
 /* It ends with its agent while a FORK waits: the child is made, and knows what it has lost. */
 static void test_barrier_ends_with_program(void **state)
 {
@@ -813,6 +844,7 @@ int main(void)
 		TEST(test_latch),
 		TEST(test_barrier),
 		TEST(test_barrier_of_fault),
+		TEST(test_barrier_of_collection),
 		TEST(test_barrier_ends_with_program),
 		TEST(test_real),
 	};
