@@ -11,6 +11,7 @@
 
 #include "detach.h"
 #include "event.h"
+#include "family.h"
 #include "fault.h"
 #include "janitor.h"
 #include "lib/cleanup.h"
@@ -112,11 +113,20 @@ static bool has_holes(const struct arena_process *s)
 /* Its last relative has ended: it shares nothing any more, and its writes need no faults. */
 static void lift_protection(struct process *p)
 {
-	uint32_t done = USM_PROTECT_DONE;
+	uint32_t done = USM_PROTECT_DONE, i = 0;
+	struct process *relative;
 	int r = 0;
 
 	if (!process_try_latch_exclusive(p))
 		return; /* the next tick */
+	relative = family_next(p, &i);
+	if (relative) {
+		/* It has forked again meanwhile. */
+		process_put(relative);
+		atomic_store(&p->lift, false);
+		event_read_latched(p);
+		return;
+	}
 	/* What LAZYFREE has in hand stays protected. */
 	if (p->journal.n || (atomic_load(&p->shared->op_state) != OP_IDLE &&
 			     p->shared->op_kind == USM_OPS_LAZYFREE))
