@@ -45,7 +45,20 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "teeth: the native tests need root: sudo make test-teeth" >&2
 	exit 1
 fi
-trap 'chown -R --reference="$ROOT" "$TEETH"' EXIT
+# The tests' own folders are in here, and whoever was started in them is known by that.
+USM_TEST_DIR=$(mktemp -d "${USM_TEST_DIR:-/var/tmp}/usmd-teeth.XXXXXX")
+chmod 755 "$USM_TEST_DIR"
+export USM_TEST_DIR
+trap 'end_leftovers; rm -rf "$USM_TEST_DIR"; chown -R --reference="$ROOT" "$TEETH"' EXIT
+
+# A usmd with a defect may not end, nor its programs; a test waits for what holds its output.
+end_leftovers() {
+	local p
+
+	for p in /proc/[0-9]*; do
+		[[ $(readlink "$p/exe") != "$USM_TEST_DIR"/* ]] || kill -KILL "${p#/proc/}" 2>/dev/null
+	done
+}
 
 # With what is built already, so that only what a defect touches is compiled.
 copy_tree() {
@@ -83,9 +96,11 @@ run_test() {
 		grep -qE "^not ok [0-9]+ - $name\$" "$TEETH/out" && return 1
 		return 2
 	fi
-	BATS_TEST_TIMEOUT=$2 bats --tap \
+	BATS_TEST_TIMEOUT=$2 timeout -k 5 $(($2 + 60)) bats --tap \
 		-f "^$(sed 's/[][(){}.*+?^$|\\]/\\&/g' <<< "$name")\$" \
 		"$TREE/tests/$file.bats" </dev/null > "$TEETH/out" 2>&1
+	[ $? -ne 124 ] || echo "not ok 1 $name # timeout, and it did not end" >> "$TEETH/out"
+	end_leftovers
 	grep -qE '^ok 1 ' "$TEETH/out" && ! grep -qE '^ok 1 .*# skip' "$TEETH/out" && return 0
 	grep -qE '^not ok 1 ' "$TEETH/out" && return 1
 	return 2

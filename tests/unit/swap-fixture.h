@@ -112,6 +112,8 @@ static inline uint8_t *pages_new(unsigned n)
 	uint8_t *p = aligned_alloc(USM_SWAP_PAGE, (size_t)n * USM_SWAP_PAGE);
 
 	assert_non_null(p);
+	/* valgrind does not see what a ring writes there. */
+	memset(p, 0, (size_t)n * USM_SWAP_PAGE);
 	return p;
 }
 

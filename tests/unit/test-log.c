@@ -174,7 +174,7 @@ static void claim_stderr_is_journal(const char *name)
 /* A /run of the test's own, from here to its end. */
 static void hide_run(void)
 {
-	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0 ||
 	    mount("tmpfs", "/run", "tmpfs", 0, NULL) < 0) {
 		print_message("skipped: a mount namespace needs root: %s\n", strerror(errno));
 		skip();

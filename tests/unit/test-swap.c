@@ -403,9 +403,9 @@ static void *worker_main(void *arg)
 	uint64_t seed[HELD];
 	struct usm_swap_io io[16];
 	uint32_t fresh[16];
-	uint8_t *p = aligned_alloc(USM_SWAP_PAGE, 16 * USM_SWAP_PAGE);
+	uint8_t *p = pages_new(16);
 
-	for (unsigned round = 0; round < 400 && p; round++) {
+	for (unsigned round = 0; round < 400; round++) {
 		unsigned n = 0, got, first = (unsigned)rand_r(&w->seed) % HELD, k;
 
 		/* Read and check some, release half of those. */
