@@ -626,6 +626,44 @@ static void test_each_return_fails(void **state)
 		}
 }
 
+static void ends(struct program *g)
+{
+	atomic_store(&g->p->gone, true);
+}
+
+static void forks(struct program *g)
+{
+	atomic_store(&g->p->barrier, true);
+	atomic_fetch_or(&g->p->latch, LATCH_BARRIER);
+}
+
+/* No device takes the pages, and they cannot be put back: the program is not shown zeros. */
+static void test_no_way_back(void **state)
+{
+	static void (*const meanwhile[])(struct program *g) = {ends, forks};
+	struct core_fixture *f = *state;
+
+	for (unsigned k = 0; k < ARRAY_SIZE(meanwhile); k++) {
+		struct program g = {.taken = meanwhile[k]};
+
+		program_start(f, &g, 1, true);
+		atomic_store(&no_device, true);
+		plan_fail(SITE_COPY, -EAGAIN, 1, 1u << 30);
+		evict_all(&g);
+		plan.site = SITE_NONE;
+		atomic_store(&g.p->gone, false);
+		atomic_store(&g.p->barrier, false);
+		atomic_fetch_and(&g.p->latch, ~LATCH_BARRIER);
+		for (unsigned i = 0; i < PAGES; i++)
+			assert_int_equal(PAGE_STATE(entry_of(g.p, VPN((uintptr_t)page_of(&g, i)))),
+					 PAGE_LOST);
+		read_all(&g);
+		assert_true(atomic_load(&g.p->killed));
+		program_end(&g);
+		assert_nothing_left(f);
+	}
+}
+
 /* --- numbers that are given out again ---------------------------------------------------------- */
 
 static _Atomic bool watching;
@@ -690,6 +728,7 @@ int main(void)
 		cmocka_unit_test(test_each_look_at_smaps_fails),
 		cmocka_unit_test(test_each_install_fails),
 		cmocka_unit_test(test_each_return_fails),
+		cmocka_unit_test(test_no_way_back),
 		cmocka_unit_test(test_number_keeps_its_record),
 	};
 	const struct CMUnitTest skipped[] = {cmocka_unit_test(test_skipped)};
