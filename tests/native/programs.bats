@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$ROOT"/build/tests/{fork-cow,threads,mappings,huge,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
+	cp "$ROOT"/build/tests/{fork-cow,threads,mappings,huge,robust,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
 }
 
 teardown() {
@@ -47,6 +47,8 @@ program() {
 @test "threads start, end and are joined, eviction lazyfree" { program root lazyfree threads 64; }
 @test "thousands of threads, futexes and signals, as root" { program root auto churn 64 4000; }
 @test "thousands of threads, futexes and signals, eviction lazyfree" { program root lazyfree churn 64 2000; }
+@test "robust mutexes of threads and processes that end, unprivileged" { program $UNPRIVILEGED auto robust 40; }
+@test "robust mutexes of threads and processes that end, eviction lazyfree" { program root lazyfree robust 40; }
 @test "mappings move, shrink, grow and go, as root" { program root auto mappings 64; }
 @test "mappings move, shrink, grow and go, unprivileged" { program $UNPRIVILEGED auto mappings 64; }
 @test "mappings move, shrink, grow and go, eviction lazyfree" { program root lazyfree mappings 64; }

@@ -5,6 +5,8 @@
  * - Where the kernel writes when a thread exits: it does not wait for a userfault there, and
  *   pthread_join would hang.  Slots are never given back: the kernel writes after the thread's
  *   last instruction, and glibc uses the same stacks again.
+ * - Robust mutexes: it marks them in the same way when their owner ends, and follows the list of
+ *   them through each one's page.
  * - Ranges that a child does not inherit (MADV_WIPEONFORK, MADV_DONTFORK), while they are small and
  *   few and stay where they are: the daemon gives a child what its parent had on swap, and sees
  *   neither advice.  For others it is told to look (ops->uninherited).
@@ -157,11 +159,15 @@ void usm_pin_move(uint64_t addr, size_t bytes)
 		}
 }
 
-/* A new agent pins them before anything leaves.  False if there is no room to remember one more. */
+/* A new agent, of a child too, pins them before anything leaves.  False if there is no room to remember one more. */
 static bool remember(uint64_t addr, size_t bytes)
 {
-	uint32_t i = atomic_fetch_add(&nr_remembered, 1);
+	uint32_t nr = atomic_load(&nr_remembered), i;
 
+	for (i = 0; i < nr && i < NR_REMEMBERED; i++)
+		if (remembered[i].addr == addr && remembered[i].bytes == bytes)
+			return true;
+	i = atomic_fetch_add(&nr_remembered, 1);
 	if (i >= NR_REMEMBERED) {
 		atomic_fetch_sub(&nr_remembered, 1);
 		return false;
@@ -234,6 +240,26 @@ static int c11_thread_main(void *p)
 	struct thread_start start = begin_thread(p);
 
 	return start.c11_fn(start.arg);
+}
+
+/* Only so can a mutex become a robust one. */
+__attribute__((visibility("default"))) int
+pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attr)
+{
+	static int (*_Atomic real)(pthread_mutex_t *, const pthread_mutexattr_t *);
+	int r, robust = PTHREAD_MUTEX_STALLED;
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "pthread_mutex_init");
+	r = real(mutex, attr);
+	if (r == 0 && attr && pthread_mutexattr_getrobust(attr, &robust) == 0 &&
+	    robust == PTHREAD_MUTEX_ROBUST) {
+		/* Without room a child's agent does not know of it. */
+		remember((uint64_t)mutex, sizeof(*mutex));
+		if (usm_tagger_ready())
+			pin_range(usm_tagger->agent, (uint64_t)mutex, sizeof(*mutex));
+	}
+	return r;
 }
 
 /* NULL: not managed, or no memory; the thread then starts as it would without us. */
