@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Taking the results of operations: what left goes to its slot, what stayed stays. */
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "kill-point.h"
@@ -10,6 +14,7 @@
 #include "lib/log.h"
 #include "mechanism-userfault.h"
 #include "operation.h"
+#include "pagemap.h"
 #include "policy.h"
 #include "pool.h"
 #include "reclaim-internal.h"
@@ -266,10 +271,17 @@ static void note_stopped(struct process *p)
 		  p->shared->pid, why);
 }
 
+#define STAGING_BYTES (USM_OPS_BATCH * USM_PAGE_SIZE)
+
 static void end_operation(struct process *p)
 {
 	uint32_t n = p->shared->op_kind == USM_OPS_UNSHARE ? 0 : p->shared->op_n;
 
+	/* If this fails MOVE is refused from now on, and LAZYFREE does its work. */
+	if (p->evict.fenced)
+		userfault_register(p->shared->uffd, p->shared->staging,
+				   p->shared->staging + STAGING_BYTES, UFFDIO_REGISTER_MODE_WP);
+	p->evict.fenced = false;
 	p->evict.stalled = false;
 	p->evict.unshared = false;
 	operation_return_slots(p, 0);
@@ -499,6 +511,103 @@ bool operation_collectable(struct process *p)
 	yes |= atomic_load(&p->barrier);
 	atomic_store(&p->collecting, yes ? COLLECT_YES : COLLECT_NO);
 	return yes;
+}
+
+/* In a staging area, by an agent that may go on at any moment: a page of zeros is no page. */
+static bool is_staged(int pagemap, uint64_t addr, bool *ret_absent)
+{
+	uint64_t entry = 0;
+
+	if (pread(pagemap, &entry, sizeof(entry), (off_t)(VPN(addr) * sizeof(entry))) !=
+	    sizeof(entry))
+		return false;
+	*ret_absent = !(entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
+	return entry & PAGEMAP_PRESENT && entry & PAGEMAP_EXCLUSIVE;
+}
+
+/* What the agent has taken: it is in staging, and is copied before the first page leaves that. */
+static bool read_taken(struct process *p, int pagemap, unsigned i, uint8_t *page)
+{
+	struct arena_process *s = p->shared;
+	uint64_t addr = s->staging + (uint64_t)i * USM_PAGE_SIZE;
+	struct iovec to = {page, USM_PAGE_SIZE}, from = {(void *)(uintptr_t)addr, USM_PAGE_SIZE};
+	struct pollfd ended = {.fd = s->pidfd, .events = POLLIN};
+	bool absent = false;
+
+	if (is_staged(pagemap, addr, &absent)) {
+		if (process_vm_readv(s->pid, &to, 1, &from, 1, 0) != (ssize_t)USM_PAGE_SIZE ||
+		    !is_staged(pagemap, addr, &absent))
+			return false;
+	} else if (absent) {
+		memcpy(page, (uint8_t *)p->ops + USM_OPS_DATA + (size_t)i * USM_PAGE_SIZE,
+		       USM_PAGE_SIZE);
+	} else {
+		return false;
+	}
+	/* Its number is another program's by now? */
+	return s->pidfd >= 0 && poll(&ended, 1, 0) == 0;
+}
+
+/* Under the latch.  The agent's answer for it, when it comes, finds nothing on its way. */
+static bool install_taken(struct process *p, unsigned i, const uint8_t *page, uint32_t *ret_frame)
+{
+	page_entry *e = process_page(p, p->shared->op_vpn[i], false);
+	uint64_t v = e ? atomic_load(e) : 0;
+	unsigned done;
+
+	if (PAGE_STATE(v) != PAGE_EVICTING || v & (PAGE_GONE | PAGE_DISCARD) ||
+	    userfault_copy(p->shared->uffd, p->shared->op_vpn[i], page, 1, &done) < 0)
+		return false;
+	*ret_frame = PAGE_VALUE(v);
+	return PAGE_STATE(finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, *ret_frame))) == PAGE_RESIDENT;
+}
+
+/*
+ * The agent stands still in the gate, and nobody could read the program's faults.  The kernel moves
+ * pages into registered memory only: without that its next MOVE fails, whenever it comes, and the
+ * gate is not needed.
+ */
+static void open_gate(struct process *p)
+{
+	struct arena_process *s = p->shared;
+	uint32_t agent = USM_GATE_AGENT;
+
+	if (atomic_load(&p->ops->gate) != USM_GATE_AGENT ||
+	    userfault_unregister(s->uffd, s->staging, s->staging + STAGING_BYTES) < 0)
+		return;
+	p->evict.fenced = true;
+	atomic_compare_exchange_strong(&p->ops->gate, &agent, USM_GATE_IDLE);
+	worker_defer(p);
+}
+
+void operation_take_back(struct process *p)
+{
+	struct arena_process *s = p->shared;
+	struct pool *pool = atomic_load(&p->pool);
+	uint32_t frame[USM_OPS_BATCH];
+	uint8_t page[USM_PAGE_SIZE];
+	_cleanup_close_ int pagemap = -1;
+	unsigned n = 0;
+	char path[64];
+
+	if (s->op_kind != USM_OPS_MOVE || s->pid <= 0)
+		return;
+	open_gate(p);
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", s->pid);
+	pagemap = open(path, O_RDONLY | O_CLOEXEC);
+	for (unsigned i = 0; pagemap >= 0 && i < s->op_n; i++) {
+		/* Whatever comes after this answer of the agent leaves the program alone. */
+		if (atomic_load(&p->ops->res[i]) != 0 || !read_taken(p, pagemap, i, page))
+			continue;
+		if (!process_try_latch(p))
+			break;
+		n += install_taken(p, i, page, &frame[n]);
+		process_unlatch_reclaim(p);
+	}
+	if (pool && n) {
+		policy_give_back(pool, frame, n);
+		pool_flush(pool);
+	}
 }
 
 void operation_give_up(struct reclaim *r, struct process *p)

@@ -53,6 +53,12 @@ unsigned operation_drop_clean_slots(struct core *c);
 /* Who waits for frames that a policy wanted out now goes on (reclaim_frames_now()). */
 void operation_done_now(struct reclaim *r);
 
+/*
+ * The agent stands still in the middle of an operation: its program is stopped or debugged.  Who
+ * reads its memory, as debuggers do, must not wait for it: what it has taken already is put back,
+ * EVICTING -> RESIDENT, and it gets no further with the rest.
+ */
+void operation_take_back(struct process *p);
 /* May the results be taken now?  LAZYFREE: the events of what it did must have been applied,
  * or told at a barrier (event.c). */
 bool operation_collectable(struct process *p);

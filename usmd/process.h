@@ -119,6 +119,8 @@ struct process {
 		unsigned nr_refused;
 		uint64_t again[USM_OPS_BATCH]; /* just unshared: to leave at once */
 		unsigned nr_again;
+		bool fenced; /* nothing can be moved into its staging area */
+		uint64_t taken_back_nsec; /* when it was last looked what a stalled one has taken */
 		bool unshared; /* the operation under way is over pages of again[] */
 		uint64_t rescue_vpn; /* where to look on for LAZY pages */
 		bool no_fallback;

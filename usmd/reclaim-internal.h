@@ -33,6 +33,7 @@ struct reclaim {
 	bool busy;	    /* a process's events were just being applied: it may have victims */
 	bool removed;	    /* pages were passed over because a zap of them may be pending */
 	uint64_t removed_nsec; /* since when only such pages are left, 0: others are */
+	bool stalled;	    /* an agent stands still in the middle of an operation */
 	bool again;	    /* an operation has ended, and its events are just being applied */
 	struct arena_worker *record;
 

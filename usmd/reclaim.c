@@ -109,6 +109,14 @@ static void check_operations(struct reclaim *r)
 			operation_send(p); /* in case the message was lost with the engine */
 			operation_done_now(r); /* it may be what a policy waits for */
 		}
+		if (atomic_load(&p->shared->op_state) != OP_IDLE && p->evict.stalled) {
+			r->stalled = true;
+			/* It may have got further since. */
+			if (now - p->evict.taken_back_nsec > STALL_NSEC) {
+				p->evict.taken_back_nsec = now;
+				operation_take_back(p);
+			}
+		}
 		if (atomic_load(&p->shared->op_state) == OP_IDLE || p->evict.stalled)
 			continue;
 		nr_posted++;
@@ -437,7 +445,7 @@ static void *reclaim_main(void *arg)
 			process_put(p);
 		}
 		atomic_store(&r->kicked, false);
-		r->again = r->busy = r->removed = false;
+		r->again = r->busy = r->removed = r->stalled = false;
 		check_operations(r);
 		check_tight(c);
 		posted = serve_now(r);
@@ -467,7 +475,7 @@ static void *reclaim_main(void *arg)
 			pthread_mutex_unlock(&r->lock);
 			timeout = IDLE_MSEC;
 		} else {
-			timeout = demand ? IDLE_MSEC : r->nr_posted ? BUSY_MSEC : -1;
+			timeout = demand ? IDLE_MSEC : r->nr_posted || r->stalled ? BUSY_MSEC : -1;
 		}
 		if (r->again)
 			timeout = AGAIN_MSEC;
@@ -630,6 +638,8 @@ void reclaim_add(struct process *p)
 				      &ev) == 0;
 	if (atomic_load(&p->shared->op_state) == OP_POSTED)
 		operation_send(p); /* a dead engine may not have got to it */
+	/* Nor need it have been told of what that has done to a stalled one. */
+	p->evict.fenced = atomic_load(&p->shared->op_state) != OP_IDLE;
 	kick(p->core->reclaim);
 }
 

@@ -2,9 +2,14 @@
 /*
  * halt PID...: stops the usm-agent threads of these processes, and nothing else of them, as a
  * debugger may.  Says "halted", and lets them go at the end of standard input.
+ *
+ * halt --calls N PID: the one of this process, so many system calls after it has moved pages out.
+ * Says "waits" first.
  */
 #include <dirent.h>
+#include <signal.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 
 #include "check.h"
 
@@ -34,23 +39,65 @@ static pid_t agent_of(const char *pid)
 	return tid;
 }
 
-int main(int argc, char **argv)
+static void seize(pid_t tid)
 {
-	pid_t tid[64];
 	int status;
 
-	CHECK(argc > 1 && argc <= 64);
-	for (int i = 1; i < argc; i++) {
-		tid[i] = agent_of(argv[i]);
-		CHECK(ptrace(PTRACE_SEIZE, tid[i], 0, 0) == 0);
-		CHECK(ptrace(PTRACE_INTERRUPT, tid[i], 0, 0) == 0);
-		CHECK(waitpid(tid[i], &status, __WALL) == tid[i]);
+	CHECK(ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) == 0);
+	CHECK(ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0);
+	CHECK(waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status));
+}
+
+/* Until the thread begins a system call. */
+static struct __ptrace_syscall_info next_call(pid_t tid)
+{
+	struct __ptrace_syscall_info info = {.op = PTRACE_SYSCALL_INFO_NONE};
+	int status;
+
+	while (info.op != PTRACE_SYSCALL_INFO_ENTRY) {
+		CHECK(ptrace(PTRACE_SYSCALL, tid, 0, 0) == 0);
+		CHECK(waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status));
+		CHECK(ptrace(PTRACE_GET_SYSCALL_INFO, tid, sizeof(info), &info) > 0);
 	}
+	return info;
+}
+
+/* UFFDIO_MOVE, which headers before Linux 6.8 do not have. */
+static int is_move(uint64_t request)
+{
+	return (uint32_t)request == 0xc028aa05u;
+}
+
+static void stop_after_move(pid_t tid, unsigned calls)
+{
+	struct __ptrace_syscall_info info;
+
+	puts("waits");
+	fflush(stdout);
+	do
+		info = next_call(tid);
+	while (info.entry.nr != SYS_ioctl || !is_move(info.entry.args[1]));
+	while (calls--)
+		next_call(tid);
+}
+
+int main(int argc, char **argv)
+{
+	int first = argc > 3 && !strcmp(argv[1], "--calls") ? 3 : 1;
+	pid_t tid[64];
+
+	CHECK(argc > 1 && argc <= 64);
+	for (int i = first; i < argc; i++) {
+		tid[i] = agent_of(argv[i]);
+		seize(tid[i]);
+	}
+	if (first > 1)
+		stop_after_move(tid[first], (unsigned)atoi(argv[2]));
 	puts("halted");
 	fflush(stdout);
 	while (getchar() != EOF)
 		;
-	for (int i = 1; i < argc; i++)
+	for (int i = first; i < argc; i++)
 		ptrace(PTRACE_DETACH, tid[i], 0, 0);
 	return 0;
 }

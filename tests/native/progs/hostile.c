@@ -31,6 +31,7 @@ static void begin(const char *mib)
 	size = (size_t)atoi(mib ? mib : "16") << 20;
 	memory = map_anonymous(size);
 	fill(memory, size, 1);
+	printf("memory %p\n", (void *)memory);
 }
 
 static void ready(void)
@@ -395,6 +396,17 @@ static void scene_work(const char *mib)
 	go_on();
 }
 
+/* Leaves its memory alone until the end. */
+static void scene_still(const char *mib)
+{
+	begin(mib);
+	ready();
+	while (!told_to_end(1000))
+		;
+	check_filled(memory, size, 1);
+	puts("ok");
+}
+
 static const struct {
 	const char *name;
 	void (*run)(const char *arg);
@@ -411,6 +423,7 @@ static const struct {
 	{"scribble", scene_scribble},
 	{"seccomp", scene_seccomp},
 	{"setuid", scene_setuid},
+	{"still", scene_still},
 	{"storm", scene_storm},
 	{"userfaultfd", scene_userfaultfd},
 	{"work", scene_work},

@@ -5,7 +5,9 @@
  */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <linux/sched.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -136,6 +138,46 @@ static void scene_silent(void)
 	pause();
 }
 
+/* A process with this number, which waits. */
+static void take_number(pid_t pid)
+{
+	pid_t numbers[] = {pid};
+	struct clone_args args = {
+		.exit_signal = SIGCHLD,
+		.set_tid = (uintptr_t)numbers,
+		.set_tid_size = 1,
+	};
+	long r = syscall(SYS_clone3, &args, sizeof(args));
+
+	CHECK(r >= 0);
+	if (r == 0)
+		for (;;)
+			pause();
+}
+
+/* Who has connected ends, another process gets its number, and a third one speaks. */
+static void scene_recycled(void)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), fds[2] = {-1, -1}, status;
+	pid_t pid = fork();
+
+	CHECK(fd >= 0 && pid >= 0);
+	if (pid == 0) {
+		struct sockaddr_un addr = {.sun_family = AF_UNIX};
+
+		snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
+		_exit(connect(fd, (struct sockaddr *)&addr, sizeof(addr)) != 0);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+	take_number(pid);
+	say(fd, (struct usm_attach_msg){.type = USM_ATTACH_HELLO}, NULL, 0);
+	CHECK(hear(fd, fds) == 0);
+	CHECK(kill(pid, 0) == 0);
+	printf("ready %d\n", (int)pid);
+	fflush(stdout);
+	pause();
+}
+
 int main(int argc, char **argv)
 {
 	CHECK(argc == 3);
@@ -144,5 +186,7 @@ int main(int argc, char **argv)
 		scene_mute();
 	else if (!strcmp(argv[1], "silent"))
 		scene_silent();
+	else if (!strcmp(argv[1], "recycled"))
+		scene_recycled();
 	return 2;
 }
