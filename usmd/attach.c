@@ -35,6 +35,9 @@
 #include "smaps.h"
 
 /* Handshakes at a time: each takes milliseconds, so that a parallel build needs a few. */
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
 #define CONNECTIONS_MAX		256u
 #define CONNECTIONS_PER_UID_MAX 128u
 /* Kept free of others, so that nobody keeps root's programs from being managed. */
@@ -162,6 +165,20 @@ static bool has_ended(int pidfd)
 	return poll(&p, 1, 0) != 0;
 }
 
+/*
+ * Of the process that has connected, -1 if it has ended.  Before Linux 6.5 its number may have
+ * become another's between its connect() and our accept().
+ */
+static int peer_pidfd(int fd, pid_t pid)
+{
+	int pidfd = -1;
+	socklen_t len = sizeof(pidfd);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) == 0)
+		return pidfd;
+	return errno == ENOPROTOOPT ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+}
+
 static int make_ops(struct core *c, struct connection *conn)
 {
 	struct usm_agent_ops *ops;
@@ -222,17 +239,16 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 	int r, fds[2];
 
 	conn->is_child = m->flags & USM_ATTACH_F_CHILD;
-	conn->pidfd = (int)syscall(SYS_pidfd_open, conn->peer.pid, 0);
 	if (conn->pidfd < 0)
-		return -errno;
+		return -ESRCH;
 	r = read_starttime(conn->peer.pid, &conn->starttime);
 	if (r < 0)
 		return r;
 	r = read_names(conn->peer.pid, &conn->info, exe);
 	if (r < 0)
 		return r;
-	/* If the pid had been recycled since the connection was made, its pidfd and start time
-	 * would be the new one's; a process that has ended cannot be waiting for our answer. */
+	/* As long as it has not ended its number is no other's: what was read is its own.  Another
+	 * process may hold its end of the connection, and wait for our answer. */
 	if (has_ended(conn->pidfd) || read_starttime(conn->peer.pid, &again) < 0 ||
 	    again != conn->starttime)
 		return -ESRCH;
@@ -566,7 +582,8 @@ static void on_connect(void *userdata, int fd, const struct ucred *peer)
 	list_add_tail(&conn->item, &a->connections);
 	conn->attach = a;
 	conn->fd = fd;
-	conn->pidfd = conn->opsfd = -1;
+	conn->opsfd = -1;
+	conn->pidfd = peer_pidfd(fd, peer->pid);
 	conn->peer = *peer;
 	if (sd_event_add_io(a->event, &conn->io, fd, EPOLLIN, on_io, conn) < 0 ||
 	    sd_event_add_time_relative(a->event, &conn->timer, CLOCK_MONOTONIC, HANDSHAKE_USEC, 0,
