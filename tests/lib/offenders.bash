@@ -86,13 +86,16 @@ assert_unharmed() {
 halt() {
 	mkfifo "$T/halt.in"
 	"$T/bin/halt" "$@" < "$T/halt.in" > "$T/halt.out" 2>&1 3>&- &
-	BACKGROUND+=($!)
+	HALT_PID=$!
+	BACKGROUND+=("$HALT_PID")
 	exec {HALT}> "$T/halt.in"
 	wait_for 10 grep -q halted "$T/halt.out" || { cat "$T/halt.out"; return 1; }
 }
 
 unhalt() {
 	exec {HALT}>&-
+	# A thread has one tracer at a time.
+	wait "$HALT_PID"
 	rm "$T/halt.in"
 }
 

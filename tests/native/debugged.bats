@@ -8,7 +8,7 @@ load ../lib/offenders
 setup() {
 	setup_tree
 	requires_command jq
-	cp "$BUILD"/tests/{victim,hostile,halt,peek,liar} "$T/bin/"
+	cp "$ROOT"/build/tests/{victim,hostile,halt,peek,liar} "$T/bin/"
 	INPUTS=() PIDS=()
 }
 
@@ -26,7 +26,8 @@ memory() {
 halt_after() {
 	mkfifo "$T/halt.in"
 	"$T/bin/halt" --calls "$1" "$2" < "$T/halt.in" > "$T/halt.out" 2>&1 3>&- &
-	BACKGROUND+=($!)
+	HALT_PID=$!
+	BACKGROUND+=("$HALT_PID")
 	exec {HALT}> "$T/halt.in"
 	wait_for 10 grep -q waits "$T/halt.out"
 	USMCTL_TIMEOUT=1 usmctl evict "$2" --size 1M || :
@@ -107,5 +108,27 @@ core_is_right() {
 	liar recycled
 	no_process
 	kill_offenders
+	assert_unharmed
+}
+
+# For as long as the victim takes, or USM_STOPPED seconds by hand.
+@test "a program that is stopped as a whole in the middle of an eviction, with a FORK pending" {
+	local calls
+
+	begin 32
+	for calls in 1 2 4; do
+		offender "o$calls" "$T/bin/hostile" fork 2
+		halt_after "$calls" "$PID"
+		tell $((${#INPUTS[@]} - 1))
+		kill -STOP "$PID"
+		unhalt
+	done
+	victim 3
+	sleep "${USM_STOPPED:-0}"
+	for PID in "${PIDS[@]}"; do
+		grep -q "^State:[[:space:]]*T" "/proc/$PID/status"
+		kill -CONT "$PID"
+	done
+	offenders_end o1 o2 o4
 	assert_unharmed
 }

@@ -97,6 +97,7 @@ perishes() {
 	begin 48
 	beside seccomp 8
 	told 1 "no page of it is evicted any more: it set a seccomp filter"
+	usmctl list processes | grep "it set a seccomp filter for all its threads"
 	offenders_end o0
 	assert_unharmed
 }
@@ -105,6 +106,7 @@ perishes() {
 	begin 48
 	beside lock 4
 	told 1 "no page of it is evicted any more: it locked its memory"
+	usmctl list processes | grep "it locked its memory (mlockall)"
 	offenders_end o0
 	assert_unharmed
 }
