@@ -44,8 +44,6 @@
 #define CONNECTIONS_ROOT 64u
 /* A handshake that is not finished by then is broken off. */
 #define HANDSHAKE_USEC 10000000ull
-/* How long an agent waits for a daemon before it gives up its program. */
-#define GRACE_SEC 120
 /* Ranges up to this size that a child does not get are pinned by the tagger. */
 #define UNINHERITED_PAGES 32
 
@@ -233,7 +231,8 @@ static struct process *find_child(struct core *c, uint64_t nonce)
 static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 {
 	struct attach *a = conn->attach;
-	struct usm_attach_msg reply = {.type = USM_ATTACH_FDS, .grace_sec = GRACE_SEC};
+	struct usm_attach_msg reply = {.type = USM_ATTACH_FDS,
+				       .grace_sec = atomic_load(&a->core->grace_sec)};
 	char exe[PATH_MAX] = "", text[sizeof(reply.text)] = "";
 	uint64_t again;
 	int r, fds[2];
@@ -331,7 +330,7 @@ static int look_for_uninherited(struct arena_process *s)
 
 int attach_say_go(struct process *p)
 {
-	struct usm_attach_msg m = {.type = USM_ATTACH_GO};
+	struct usm_attach_msg m = {.type = USM_ATTACH_GO, .flags = USM_ATTACH_F_COUNTED};
 	int fd = p->shared->uffd;
 
 	/* A forked child has no userfaultfd of its own yet: the FORK event made it. */

@@ -16,6 +16,7 @@
 
 #define WORKERS_MAX     64u
 #define FAULTAROUND_MAX 256u
+#define GRACE_MAX_SEC   86400u
 #define PRIORITY_MAX    32767
 #define MIB             (1024ull * 1024)
 #define PAGE_BYTES      4096ull
@@ -468,6 +469,9 @@ static const struct directive directives[] = {
 	  .expected = "auto, move, lazyfree or off" },
 	{ .name = "oom", .usage = "oom wait|exceed|kill", ONE_VALUE, .parse = parse_word,
 	  TARGET(oom), .names = oom_names, .expected = "wait, exceed or kill" },
+	{ .name = "grace", .usage = "grace SECONDS", ONE_VALUE, .parse = parse_number,
+	  TARGET(grace_sec), .min = 1, .max = GRACE_MAX_SEC,
+	  .expected = "a number of seconds from 1 to 86400" },
 	{ .name = "policy", .usage = "policy FILE.so", ONE_VALUE, .parse = parse_policy_file,
 	  .expected = "the full path of a .so file, at most 255 bytes" },
 	{ .name = "allow", .usage = "allow PATH USER|@GROUP", .min_values = 2, .max_values = 2,

@@ -16,6 +16,7 @@
 #define SHIPPED_MEMORY_DIVISOR 4u /* 25 % of RAM */
 #define SHIPPED_WORKERS_MAX    4u
 #define SHIPPED_FAULTAROUND    64u
+#define SHIPPED_GRACE_SEC      120u
 #define SHIPPED_LOW_PERMYRIAD  200u
 #define SHIPPED_HIGH_PERMYRIAD 400u
 
@@ -44,6 +45,7 @@ int usm_config_new(struct usm_config **ret)
 	c->memory_bytes = ram_bytes() / SHIPPED_MEMORY_DIVISOR & ~4095ull;
 	c->workers = processors < 1 ? 1 : MIN((unsigned)processors, SHIPPED_WORKERS_MAX);
 	c->faultaround = SHIPPED_FAULTAROUND;
+	c->grace_sec = SHIPPED_GRACE_SEC;
 	c->low_permyriad = SHIPPED_LOW_PERMYRIAD;
 	c->high_permyriad = SHIPPED_HIGH_PERMYRIAD;
 	c->oom = USM_OOM_EXCEED;

@@ -59,6 +59,7 @@ struct usm_config {
 	enum usm_mechanism_kind mechanism;
 	enum usm_eviction_kind eviction;
 	enum usm_oom_kind oom;
+	unsigned grace_sec;       /* 1..86400, shipped 120 */
 	char default_policy[USM_NAME_MAX + 1]; /* "none" = not managed */
 	unsigned threshold_percent;            /* 0 = off */
 	char threshold_policy[USM_NAME_MAX + 1];

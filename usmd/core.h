@@ -32,6 +32,7 @@ struct core {
 	_Atomic int64_t low_frames, high_frames; /* watermarks, free frames */
 	_Atomic unsigned faultaround;		 /* pages */
 	_Atomic unsigned oom;			 /* enum usm_oom_kind */
+	_Atomic unsigned grace_sec;		 /* an agent without a daemon waits so long */
 	_Atomic unsigned evict_modes;		 /* USM_EVICT_* */
 	unsigned register_mode;			 /* UFFDIO_REGISTER_MODE_* */
 	_Atomic bool stopping;

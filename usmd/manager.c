@@ -78,6 +78,7 @@ void manager_apply(struct manager *m)
 	atomic_store(&c->high_frames, MAX(frames * cfg->high_permyriad / 10000, (int64_t)2));
 	atomic_store(&c->faultaround, cfg->faultaround);
 	atomic_store(&c->oom, cfg->oom);
+	atomic_store(&c->grace_sec, cfg->grace_sec);
 	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &c->process[i];
 		struct arena_process *s = p->shared;

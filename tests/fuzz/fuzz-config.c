@@ -63,6 +63,7 @@ static void check(const struct usm_config *c)
 		   (c->faultaround & (c->faultaround - 1)) == 0);
 	FUZZ_CHECK(c->low_permyriad < c->high_permyriad && c->high_permyriad <= 9000);
 	FUZZ_CHECK((unsigned)c->mechanism <= USM_MECHANISM_MODULE);
+	FUZZ_CHECK(c->grace_sec >= 1 && c->grace_sec <= 86400);
 	FUZZ_CHECK((unsigned)c->eviction <= USM_EVICTION_OFF && (unsigned)c->oom <= USM_OOM_KILL);
 	FUZZ_CHECK(c->threshold_percent <= 100);
 	check_name(c->default_policy, false);

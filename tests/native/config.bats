@@ -32,7 +32,7 @@ rejects() {
 @test "our own directives" {
 	accepts "memory 25%" "limit redis-server 64M" "default none" "swap /var/tmp/s 1G priority 3" \
 		"watermark 2% 5%" "faultaround 16" "mechanism userfault" "eviction lazyfree" \
-		"oom wait" "allow /usr/bin/true root" "allow /usr/bin/true @root"
+		"oom wait" "grace 600" "allow /usr/bin/true root" "allow /usr/bin/true @root"
 }
 
 @test "comments, empty lines and white space" {
@@ -103,13 +103,15 @@ rejects() {
 	rejects "watermark 5 101%"
 }
 
-@test "faultaround, mechanism, eviction, oom" {
+@test "faultaround, mechanism, eviction, oom, grace" {
 	rejects "faultaround 0"
 	rejects "faultaround 3"
 	rejects "faultaround 512"
 	rejects "mechanism magic"
 	rejects "eviction never"
 	rejects "oom panic"
+	rejects "grace 0"
+	rejects "grace 2m"
 }
 
 @test "policy and allow" {

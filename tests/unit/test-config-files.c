@@ -62,7 +62,7 @@ static void test_every_error(void **state)
 		"to 64\n"
 		"usmd: /etc/usmd/usmd.conf:3: unknown directive 'foult', expected one of memory, "
 		"workers, page, process, priority, threshold, limit, default, swap, watermark, "
-		"faultaround, mechanism, eviction, oom, policy, allow\n"
+		"faultaround, mechanism, eviction, oom, grace, policy, allow\n"
 		"usmd: /run/usmd/conf.d/10-a.conf:3: bad value 'never' for oom, expected wait, "
 		"exceed or kill\n");
 }

@@ -40,6 +40,7 @@ static void test_defaults(void **state)
 	assert_int_equal(c->memory_bytes, ram() / 4 / 4096 * 4096);
 	assert_int_equal(c->workers, processors < 4 ? processors : 4);
 	assert_int_equal(c->faultaround, 64);
+	assert_int_equal(c->grace_sec, 120);
 	assert_int_equal(c->low_permyriad, 200);
 	assert_int_equal(c->high_permyriad, 400);
 	assert_int_equal(c->mechanism, USM_MECHANISM_AUTO);
@@ -102,7 +103,7 @@ static void test_syntax(void **state)
 	bad("Memory 256\n",
 	    "usmd: /f:1: unknown directive 'Memory', expected one of memory, workers, page, "
 	    "process, priority, threshold, limit, default, swap, watermark, faultaround, "
-	    "mechanism, eviction, oom, policy, allow\n");
+	    "mechanism, eviction, oom, grace, policy, allow\n");
 	bad("workers\n", "usmd: /f:1: 0 values for workers, expected 'workers N'\n");
 	bad("workers 1 2\n", "usmd: /f:1: 2 values for workers, expected 'workers N'\n");
 	bad("process a b c d e f g h i j\n",
@@ -406,6 +407,19 @@ static void test_watermark(void **state)
 	    "usmd: /f:1: 1 value for watermark, expected 'watermark LOW% HIGH%'\n");
 }
 
+static void test_grace(void **state)
+{
+	struct usm_config *c = good("grace 86400\n");
+
+	assert_int_equal(c->grace_sec, 86400);
+	usm_config_free(c);
+	bad("grace 0\n", "usmd: /f:1: bad value '0' for grace, expected a number of seconds from 1 "
+			 "to 86400\n");
+	bad("grace 1m\n", "usmd: /f:1: bad value '1m' for grace, expected a number of seconds from 1 "
+			  "to 86400\n");
+	(void)state;
+}
+
 static void test_faultaround(void **state)
 {
 	struct usm_config *c = good("faultaround 1\n");
@@ -587,7 +601,7 @@ int main(void)
 		TEST(test_defaults), TEST(test_original_file), TEST(test_syntax),
 		TEST(test_memory), TEST(test_workers), TEST(test_page), TEST(test_process),
 		TEST(test_priority), TEST(test_threshold), TEST(test_limit), TEST(test_default),
-		TEST(test_swap), TEST(test_watermark), TEST(test_faultaround),
+		TEST(test_swap), TEST(test_watermark), TEST(test_faultaround), TEST(test_grace),
 		TEST(test_mechanism), TEST(test_eviction), TEST(test_oom), TEST(test_policy),
 		TEST(test_allow), TEST(test_shipped),
 	};

@@ -23,8 +23,9 @@
  *   then for ever:
  *                                   <-   WORK {seq}: look at the ops page
  *   DONE {seq}                      ->
- *                                   <-   RELEASE: close u1 and u2, the program
- *                                        goes on unmanaged; agent exits
+ *                                   <-   RELEASE: the program goes on unmanaged
+ *   shutdown(SHUT_WR)               ->         UNREGISTER, then hang up
+ *   (reads and drops the events that came too late for the daemon, exits)
  *
  * End of file on the socket: every usmd process is gone.  The agent keeps its
  * u1 open (so faults block instead of reading zeros), reconnects each 100 ms
@@ -68,6 +69,8 @@ enum usm_attach_type {
 
 /* flags of HELLO */
 #define USM_ATTACH_F_CHILD 1u /* a forked child of a managed program */
+/* flags of GO */
+#define USM_ATTACH_F_COUNTED 2u /* ops->nr_swapped counts from the start, of a child too */
 
 struct usm_attach_msg {
 	uint32_t magic;
