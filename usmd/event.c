@@ -419,6 +419,9 @@ static void apply_fork(struct apply *a, int uffd)
 		if (r == 0)
 			r = process_publish(child);
 		KILL_POINT("fork-published");
+		/* Its parent is being let go, and who lets all go has not seen it. */
+		if (atomic_load(&p->release))
+			atomic_store(&child->release, true);
 	}
 	if (r < 0) {
 		/* Nobody serves its userfaultfd, which stays open: it blocks, it never reads

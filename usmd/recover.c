@@ -220,6 +220,8 @@ static int recover_process(struct core *c, uint32_t number)
 		r = process_map_ops(p);
 		if (r < 0)
 			return r;
+		/* What the agent is told may not have come to it. */
+		atomic_store(&p->ops->nr_swapped, atomic_load(&p->shared->ever_swapped));
 	}
 	/* Recorded, but the agent was never asked. */
 	if (p->ops && p->shared->op_state != OP_IDLE && atomic_load(&p->ops->req) != p->shared->op_seq)

@@ -270,6 +270,7 @@ static int ready(struct usm_agent *a, char reason[128])
 	if (m.type == USM_ATTACH_GO && r == (a->child ? 1 : 0)) {
 		if (a->child)
 			a->u1 = fds[0];
+		a->count_seen = m.flags & USM_ATTACH_F_COUNTED;
 		return 0;
 	}
 	close_all(fds, r);

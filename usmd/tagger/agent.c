@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include "agent.h"
 #include "sys.h"
@@ -13,6 +15,9 @@
 #define SYS_pidfd_open 434
 #define SYS_pidfd_getfd 438
 #endif
+
+/* Without an event for so long, no call that began before is left. */
+#define LAST_EVENTS_SEC 10
 
 /* The table was copied from the program's: keep nothing of it but the answer's end. */
 static void close_inherited(struct usm_agent *a)
@@ -44,11 +49,16 @@ static void answer(struct usm_agent *a, struct usm_answer *text)
 	sys_close(a->answer_fd);
 }
 
-static __attribute__((noreturn)) void leave(struct usm_agent *a)
+static void say_over(struct usm_agent *a)
 {
 	if (a->ops)
 		atomic_store(&a->ops->agent_state, USM_AGENT_GONE);
-	atomic_store(&a->life, USM_LIFE_OVER);
+	atomic_store(&a->life, USM_LIFE_OVER); /* no hook registers from now on */
+}
+
+static __attribute__((noreturn)) void leave(struct usm_agent *a)
+{
+	say_over(a);
 	/*
 	 * The userfaultfds and the socket close with the table.  The ops memory stays, as a thread
 	 * of the program may be in it; staging stays too, as unmapping it could wait for an event
@@ -56,6 +66,47 @@ static __attribute__((noreturn)) void leave(struct usm_agent *a)
 	 */
 	for (;;)
 		sys1(SYS_exit, 0);
+}
+
+/*
+ * A call that was under way when the registration ended may still announce what it does, and its
+ * thread waits for the answer as long as the userfaultfd is open: the program's side has it, too.
+ */
+static void answer_events(struct usm_agent *a)
+{
+	struct pollfd p = { .fd = a->u1, .events = POLLIN };
+	struct timespec t = { .tv_sec = LAST_EVENTS_SEC };
+	struct uffd_msg m;
+
+	while (sys5(SYS_ppoll, &p, 1, &t, NULL, 0) > 0 && sys3(SYS_read, a->u1, &m, sizeof(m)) > 0)
+		if (m.event == UFFD_EVENT_FORK) /* ends the child's registration */
+			sys_close((int)m.arg.fork.ufd);
+}
+
+/* All is in the program; from here on it is nobody's. */
+static __attribute__((noreturn)) void let_go(struct usm_agent *a)
+{
+	say_over(a);
+	usm_agent_unregister_all(a);
+	answer_events(a);
+	leave(a);
+}
+
+/* The daemon reads events until it has ended the registration, and then hangs up. */
+static __attribute__((noreturn)) void released(struct usm_agent *a)
+{
+	char c[sizeof(struct usm_attach_msg)];
+	long r;
+
+	/* Not with a filter, which may kill for what the rest takes. */
+	if (usm_agent_watch(a) == USM_AGENT_SECCOMP)
+		leave(a);
+	say_over(a);
+	sys2(SYS_shutdown, a->sock, SHUT_WR);
+	do
+		r = sys3(SYS_read, a->sock, c, sizeof(c));
+	while (r > 0 || r == -EINTR);
+	let_go(a);
 }
 
 static void append(char *line, size_t size, const char *text)
@@ -93,11 +144,8 @@ static void tell_program(struct usm_agent *a, const char *text)
 
 static __attribute__((noreturn)) void give_up(struct usm_agent *a)
 {
-	if (usm_agent_restore(a) == 0) {
-		atomic_store(&a->life, USM_LIFE_OVER); /* no hook registers from now on */
-		usm_agent_unregister_all(a);
-		leave(a);
-	}
+	if (usm_agent_restore(a) == 0)
+		let_go(a);
 	tell_program(a, ": usmd is gone, and with it pages of this program; "
 			"it is killed, as it would go on with wrong data\n");
 	for (;;)
@@ -125,7 +173,7 @@ static __attribute__((noreturn)) void serve(struct usm_agent *a)
 		    m.version != USM_ATTACH_VERSION)
 			continue;
 		if (m.type == USM_ATTACH_RELEASE)
-			leave(a);
+			released(a);
 		if (m.type != USM_ATTACH_WORK)
 			continue;
 		usm_agent_work(a);

@@ -57,7 +57,7 @@ struct usm_agent {
 	uint32_t seccomp_filters; /* in force when it started: the process's environment */
 	uint64_t watched_usec;    /* when the Seccomp lines were read last */
 	bool took_pages;          /* a page left, or a fork brought some that had left */
-	bool count_seen;          /* ops->nr_swapped was not 0 once: the daemon does keep it */
+	bool count_seen;          /* the daemon keeps ops->nr_swapped: it said so, or it was not 0 */
 	uint32_t n;               /* the newest operation: its pages, copied once */
 	uint64_t addr[USM_OPS_BATCH];
 	char verify[USM_AGENT_VERIFY_PAGES * USM_PAGE_SIZE];
