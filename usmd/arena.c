@@ -55,6 +55,7 @@ int arena_new(struct arena **ret)
 		.control_fd = -1,
 		.runtime_lock_fd = -1,
 		.wake_fd = -1,
+		.keeper_pidfd = -1,
 	};
 	char *base;
 	int r;

@@ -118,6 +118,9 @@ struct arena_worker {
 	uint32_t tid;
 };
 
+/* usmd was told to stop; FORCED: what does not fit into memory is killed. */
+enum arena_stop { STOP_NO = 0, STOP_TOLD = 1, STOP_FORCED = 2 };
+
 struct arena_header {
 	uint64_t magic;
 	uint32_t version;
@@ -129,6 +132,8 @@ struct arena_header {
 	_Atomic pid_t engine_pid;
 	_Atomic uint64_t nr_restarts;
 	_Atomic uint64_t death_nsec; /* when the keeper saw the last engine die */
+	/* enum arena_stop: what an engine began, its successor ends. */
+	_Atomic uint32_t stop;
 	/* Engine writes, keeper reads. */
 	_Atomic uint32_t ready;
 	_Atomic uint64_t heartbeat; /* counts while the engine's loop turns */
@@ -138,6 +143,7 @@ struct arena_header {
 
 	/* Descriptors that the engine needs again, -1: none. */
 	int32_t dev_fd, attach_fd, control_fd, runtime_lock_fd, wake_fd;
+	int32_t keeper_pidfd; /* the keeper's own, so that no engine comes too late to have it */
 
 	struct arena_pool pool[ARENA_POOLS];
 	uint32_t nr_frames_assigned;

@@ -320,6 +320,7 @@ static int copy_page(void *userdata, uint64_t vpn, page_entry *e)
 		c = make_page(a->child, vpn);
 		if (!c)
 			return -ENOMEM;
+		atomic_store_explicit(&a->child->shared->ever_swapped, 1, memory_order_relaxed);
 		atomic_store(c, PAGE_ENTRY(PAGE_LOST, 0));
 		return 0;
 	default:

@@ -208,6 +208,9 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 	sigaddset(&set, SIGUSR1); /* the engine: look at ready */
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	a->h->keeper_pid = getpid();
+	a->h->keeper_pidfd = (int)syscall(SYS_pidfd_open, a->h->keeper_pid, 0);
+	if (a->h->keeper_pidfd < 0)
+		return log_error_errno(-errno, "pidfd_open: %m") ? EXIT_FAILURE : 0;
 	note_descriptors(o);
 	for (;;) {
 		int status = 0;

@@ -39,7 +39,6 @@ struct manager {
 	struct control *control;
 	struct attach *attach;
 	sd_event_source *beat, *main_io, *term, *hup, *intr, *keeper;
-	int keeper_pidfd;
 	char policy_dir[PATH_MAX];
 	struct eviction eviction[EVICTIONS_MAX];
 	struct summary *summary; /* ARENA_PROCESSES */

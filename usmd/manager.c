@@ -187,6 +187,10 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 	text[0] = '\0';
 	if (!policy)
 		return -ENOENT;
+	if (m->orphaned) {
+		snprintf(text, size, "the keeper of usmd was killed; start usmd again");
+		return -ESHUTDOWN;
+	}
 	if (s->uid && !usm_config_allows(m->config, exe, s->uid, groups,
 					 read_groups(s->pid, groups, ARRAY_SIZE(groups)))) {
 		snprintf(text, size, "no 'allow %.60s' line lets this user have it managed", exe);
@@ -212,6 +216,9 @@ static void attached(void *userdata, struct process *p)
 
 	manager_policy_for(m, p->shared->name, p->shared->argv0, &rule);
 	manager_swap_by(p, rule);
+	/* It was greeted before that. */
+	if (m->stopping)
+		atomic_store(&p->release, true);
 	eventfd_write(m->core.janitor_fd, 1);
 }
 
@@ -345,26 +352,19 @@ static uint64_t available_bytes(void)
 	return kb * 1024;
 }
 
-/* All pages go back into their programs, which go on unmanaged. */
-static void begin_stop(struct manager *m)
+/* Pages that may be brought back into so much memory. */
+static uint64_t room_pages(uint64_t available)
 {
-	uint64_t swapped, available = available_bytes();
-	uint64_t room = available / 100 * STOP_MEMORY_PERCENT / USM_PAGE_SIZE;
-	unsigned n = live_processes(m, &swapped);
-	bool again = m->stopping || m->forced;
+	return available / 100 * STOP_MEMORY_PERCENT / USM_PAGE_SIZE;
+}
 
-	if (!n) {
-		sd_event_exit(m->event, 0);
-		return;
-	}
-	if (swapped > room && !again) {
-		log_error("Cannot stop: %llu MiB are on swap devices, and only %llu MiB of memory are "
-			  "available. The %u managed processes go on. End some of them, or stop once "
-			  "more to kill those whose pages do not fit",
-			  (unsigned long long)(swapped >> 8), (unsigned long long)(available >> 20), n);
-		m->forced = true;
-		return;
-	}
+/* All pages go back into their programs, which go on unmanaged. */
+static void let_all_go(struct manager *m)
+{
+	bool force = atomic_load(&m->core.arena->h->stop) == STOP_FORCED;
+	uint64_t room = room_pages(available_bytes()), swapped;
+	unsigned n = live_processes(m, &swapped);
+
 	m->stopping = true;
 	log_notice("Stopping: bringing %llu MiB back into %u processes", (unsigned long long)(swapped >> 8),
 		   n);
@@ -377,11 +377,34 @@ static void begin_stop(struct manager *m)
 			continue;
 		if (pages <= room)
 			room -= pages;
-		else if (again)
+		else if (force)
 			process_kill(p, 0, "usmd is stopped by force and its pages do not fit into memory");
 		atomic_store(&p->release, true);
 	}
 	eventfd_write(m->core.janitor_fd, 1);
+	eventfd_write(m->core.main_fd, 1); /* there may be none */
+}
+
+static void begin_stop(struct manager *m)
+{
+	uint64_t swapped, available = available_bytes();
+	unsigned n = live_processes(m, &swapped);
+	bool again = m->stopping || m->forced;
+
+	if (!n) {
+		sd_event_exit(m->event, 0);
+		return;
+	}
+	if (swapped > room_pages(available) && !again) {
+		log_error("Cannot stop: %llu MiB are on swap devices, and only %llu MiB of memory are "
+			  "available. The %u managed processes go on. End some of them, or stop once "
+			  "more to kill those whose pages do not fit",
+			  (unsigned long long)(swapped >> 8), (unsigned long long)(available >> 20), n);
+		m->forced = true;
+		return;
+	}
+	atomic_store(&m->core.arena->h->stop, again ? STOP_FORCED : STOP_TOLD);
+	let_all_go(m);
 }
 
 static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
@@ -409,8 +432,10 @@ static int on_keeper_end(sd_event_source *s, int fd, uint32_t revents, void *use
 
 	(void)fd;
 	(void)revents;
-	log_error("The keeper has ended. This engine goes on until the last managed process has "
-		  "ended, but nothing would start another one: start usmd again when you can");
+	log_error("The keeper has ended. This engine (pid %d) goes on until the last managed process "
+		  "has ended, but nothing would start another one, so it manages no new processes. "
+		  "SIGTERM to it lets all go; then start usmd again",
+		  getpid());
 	sd_event_source_set_enabled(s, SD_EVENT_OFF);
 	m->orphaned = true;
 	eventfd_write(m->core.main_fd, 1);
@@ -451,7 +476,6 @@ int manager_new(struct arena *a, const struct keeper_options *o, struct manager 
 	m->options = o;
 	m->core.arena = a;
 	m->core.epoll_fd = m->core.kick_fd = m->core.main_fd = m->core.janitor_fd = -1;
-	m->keeper_pidfd = -1;
 	m->summary = calloc(ARENA_PROCESSES, sizeof(*m->summary));
 	if (!m->summary || processes_new(&m->core) < 0) {
 		manager_free(m);
@@ -539,9 +563,8 @@ static int add_events(struct manager *m)
 	if (r >= 0)
 		r = sd_event_add_time_relative(m->event, &m->beat, CLOCK_MONOTONIC, BEAT_USEC, 0,
 					       on_beat, m);
-	m->keeper_pidfd = (int)syscall(SYS_pidfd_open, h->keeper_pid, 0);
-	if (r >= 0 && m->keeper_pidfd >= 0)
-		r = sd_event_add_io(m->event, &m->keeper, m->keeper_pidfd, EPOLLIN, on_keeper_end, m);
+	if (r >= 0)
+		r = sd_event_add_io(m->event, &m->keeper, h->keeper_pidfd, EPOLLIN, on_keeper_end, m);
 	return r;
 }
 
@@ -629,6 +652,8 @@ int manager_start(struct manager *m)
 	r = add_events(m);
 	if (r < 0)
 		return log_error_errno(r, "Cannot set up the event loop: %m");
+	if (atomic_load(&h->stop) != STOP_NO)
+		let_all_go(m);
 	return 0;
 }
 
