@@ -8,6 +8,7 @@
 # make test        everything (root)
 # make fuzz        what reads untrusted bytes, for FUZZ_SECONDS=60 each (root; part of make test)
 # make soak        the torture program for SOAK_SECONDS=3600 (root)
+# make soak-kills  the engine dies N=1000 times at random moments, SEED=1 (root; ten minutes)
 # make test-teeth  usmd with one seeded defect after the other: do the tests find it? (root; about
 #                  15 minutes; TEETH=NAME for one)
 # make test-tsan   unit tests and some native ones with ThreadSanitizer (root; about 10 minutes)
@@ -94,7 +95,7 @@ UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
 .PHONY: all install uninstall deps demo check test test-teeth test-tsan test-valgrind coverage \
-	test-vm fuzz soak bench unit progs fuzzers clean FORCE
+	test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -228,6 +229,9 @@ test-vm:
 	@$(MAKE) --no-print-directory all progs
 	@tests/vm/run.sh
 	@chown -R --reference=. build
+
+soak-kills: all progs
+	@tests/soak-kills.sh $(or $(N),1000) $(or $(SEED),1)
 
 bench: all progs
 	@tests/bench/bench.py --json build/bench.json
