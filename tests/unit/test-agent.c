@@ -21,6 +21,8 @@
 
 static long fake_sys6(long nr, long a, long b, long c, long d, long e, long f);
 #define sys6 fake_sys6
+#define sys_madvise(addr, bytes, advice) \
+	fake_sys6(SYS_madvise, (long)(addr), (long)(bytes), advice, 0, 0, 0)
 #include "usmd/tagger/agent-ops.c"
 
 #define PAGES 16u
@@ -108,8 +110,13 @@ static long fake_sys6(long nr, long a, long b, long c, long d, long e, long f)
 	if (nr == SYS_ioctl && (unsigned long)b == UFFDIO_MOVE)
 		return move_pages((struct uffdio_move *)c);
 	if (nr == SYS_mincore) {
-		assert_int_equal(b, USM_PAGE_SIZE);
-		*(uint8_t *)c = *page_at((uint64_t)a, &p);
+		for (long i = 0; i < b / (long)USM_PAGE_SIZE; i++)
+			((uint8_t *)c)[i] = *page_at((uint64_t)a + (uint64_t)i * USM_PAGE_SIZE, &p);
+		return 0;
+	}
+	if (nr == SYS_madvise && c == MADV_DONTNEED) {
+		for (long i = 0; i < b / (long)USM_PAGE_SIZE; i++)
+			*page_at((uint64_t)a + (uint64_t)i * USM_PAGE_SIZE, &p) = false;
 		return 0;
 	}
 	fail_msg("unexpected system call %ld", nr);
@@ -121,13 +128,14 @@ static uint8_t content(unsigned i)
 	return (uint8_t)(i + 1);
 }
 
-/* One operation over all pages, as two runs: from first_run on, then those before. */
-static void run_move(int stumble, long answer, unsigned first_run)
-{
-	static struct usm_agent agent;
-	struct usm_agent_ops *ops = mmap(NULL, USM_OPS_BYTES, PROT_READ | PROT_WRITE,
-					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static struct usm_agent agent;
+static struct usm_agent_ops *ops;
 
+/* An operation over all pages, as two runs: from first_run on, then those before. */
+static void begin_move(unsigned first_run)
+{
+	ops = mmap(NULL, USM_OPS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		   -1, 0);
 	assert_true(ops != MAP_FAILED);
 	for (unsigned k = 0; k < 3; k++) {
 		area[k] = mmap(NULL, PAGES * USM_PAGE_SIZE, PROT_READ | PROT_WRITE,
@@ -145,9 +153,22 @@ static void run_move(int stumble, long answer, unsigned first_run)
 		ops->addr[ops->n++] =
 			(uint64_t)area[0] + (i + first_run) % PAGES * USM_PAGE_SIZE;
 	}
+	stumbles_at = -1;
+	atomic_store(&ops->req, 1);
+}
+
+static void end_move(void)
+{
+	for (unsigned k = 0; k < 3; k++)
+		munmap(area[k], PAGES * USM_PAGE_SIZE);
+	munmap(ops, USM_OPS_BYTES);
+}
+
+static void run_move(int stumble, long answer, unsigned first_run)
+{
+	begin_move(first_run);
 	stumbles_at = stumble;
 	says = answer;
-	atomic_store(&ops->req, 1);
 	usm_agent_work(&agent);
 
 	assert_int_equal(atomic_load(&ops->done), 1);
@@ -161,9 +182,7 @@ static void run_move(int stumble, long answer, unsigned first_run)
 		assert_int_equal(data[0], content(page));
 		assert_int_equal(data[USM_PAGE_SIZE - 1], content(page));
 	}
-	for (unsigned k = 0; k < 3; k++)
-		munmap(area[k], PAGES * USM_PAGE_SIZE);
-	munmap(ops, USM_OPS_BYTES);
+	end_move();
 }
 
 static void test_all_move(void **state)
@@ -184,9 +203,25 @@ static void test_moved_without_a_word(void **state)
 		}
 }
 
+/* A page of zeros that somebody's look has left in staging does not pass for one that the program
+ * has not got any more, nor keeps another out. */
+static void test_staging_is_empty(void **state)
+{
+	(void)state;
+	begin_move(0);
+	present[0][3] = false;
+	present[1][3] = present[1][7] = true;
+	usm_agent_work(&agent);
+	assert_int_equal(atomic_load(&ops->res[3]), -ENOENT);
+	assert_int_equal(atomic_load(&ops->res[7]), 0);
+	assert_int_equal(((uint8_t *)ops + USM_OPS_DATA)[7 * USM_PAGE_SIZE], content(7));
+	end_move();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_staging_is_empty),
 		cmocka_unit_test(test_all_move),
 		cmocka_unit_test(test_moved_without_a_word),
 	};

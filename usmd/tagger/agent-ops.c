@@ -184,12 +184,28 @@ static void empty_staging(struct usm_agent *a)
 	sys_madvise(a->trash, a->n * USM_PAGE_SIZE, MADV_DONTNEED);
 }
 
+/*
+ * A page of zeros comes into staging when the daemon, or a debugger, reads a page that has just left
+ * it.  There it would pass for what has moved (has_moved()), and keep others out.
+ */
+static void check_staging(struct usm_agent *a)
+{
+	uint8_t present[USM_OPS_BATCH] = { 0 };
+
+	if (sys3(SYS_mincore, a->staging, a->n * USM_PAGE_SIZE, present) < 0)
+		return;
+	for (uint32_t i = 0; i < a->n; i++)
+		if (present[i] & 1)
+			sys_madvise(a->staging + i * USM_PAGE_SIZE, USM_PAGE_SIZE, MADV_DONTNEED);
+}
+
 static void work_move(struct usm_agent *a, uint32_t req)
 {
 	char *data = (char *)a->ops + USM_OPS_DATA;
 	uint64_t start = sys_now_usec(), moved, copied;
 	bool any = false;
 
+	check_staging(a);
 	take_out(a, req);
 	moved = sys_now_usec();
 	for (uint32_t i = 0; i < a->n; i++) {
