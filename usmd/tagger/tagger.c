@@ -149,13 +149,16 @@ bool usm_tagger_ready(void)
 	if (!s)
 		return false;
 	switch (atomic_load_explicit(&s->mode, memory_order_acquire)) {
+	case USM_TAGGER_PENDING:
+		if (!take_pending(s))
+			return false;
+		/* What the answer says may be over by now. */
+		/* fall through */
 	case USM_TAGGER_ARMED:
 		if (atomic_load_explicit(&s->agent->life, memory_order_relaxed) == USM_LIFE_MANAGED)
 			return true;
 		disarm(s);
 		return false;
-	case USM_TAGGER_PENDING:
-		return take_pending(s);
 	default:
 		return false;
 	}
@@ -170,6 +173,12 @@ void usm_tagger_register(uint64_t addr, size_t bytes)
 	};
 	long r = sys3(SYS_ioctl, s->u1, UFFDIO_REGISTER, &reg);
 
+	/* The agent looks at the mappings after it has said that it is over: if it did not see this
+	 * one, it has said so by now. */
+	if (r == 0 && atomic_load(&s->agent->life) != USM_LIFE_MANAGED) {
+		sys3(SYS_ioctl, s->u1, UFFDIO_UNREGISTER, &reg.range);
+		disarm(s);
+	}
 	if (r == -EBADF || r == -ENOTTY)
 		disarm(s);
 }
