@@ -610,6 +610,38 @@ void operation_take_back(struct process *p)
 	}
 }
 
+bool operation_undo(struct process *p)
+{
+	struct arena_process *s = p->shared;
+	struct pool *pool = atomic_load(&p->pool);
+	uint32_t frame[USM_OPS_BATCH];
+	unsigned n = 0;
+	bool lazy = s->op_kind == USM_OPS_LAZYFREE;
+
+	/* In this order: it ends what it has begun before it says that it goes. */
+	if (atomic_load(&p->ops->agent_state) != USM_AGENT_GONE ||
+	    atomic_load(&p->ops->done) == s->op_seq)
+		return false;
+	for (unsigned i = 0; s->op_kind != USM_OPS_UNSHARE && i < s->op_n; i++) {
+		page_entry *e = process_page(p, s->op_vpn[i], false);
+		uint64_t v = e ? atomic_load(e) : 0;
+
+		if (PAGE_STATE(v) != PAGE_EVICTING)
+			continue;
+		if (lazy)
+			unprotect(p, s->op_vpn[i]);
+		v = finish_page(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY), !lazy);
+		if (PAGE_STATE(v) == PAGE_RESIDENT)
+			frame[n++] = PAGE_VALUE(v);
+	}
+	end_operation(p);
+	if (pool) {
+		policy_give_back(pool, frame, n);
+		pool_flush(pool);
+	}
+	return true;
+}
+
 void operation_give_up(struct reclaim *r, struct process *p)
 {
 	/* A child that it has forked, and that is not made yet, needs what had left. */

@@ -49,7 +49,8 @@ bool operation_only_lazy(struct core *c)
 /* Its agent is there and has nothing to do. */
 static bool is_idle(struct process *p)
 {
-	return p->ops && p->shared->sock >= 0 && p->evict.in_epoll && !atomic_load(&p->gone) &&
+	return p->ops && atomic_load(&p->ops->agent_state) != USM_AGENT_GONE &&
+	       p->shared->sock >= 0 && p->evict.in_epoll && !atomic_load(&p->gone) &&
 	       !atomic_load(&p->barrier) && atomic_load(&p->shared->op_state) == OP_IDLE;
 }
 

@@ -67,5 +67,10 @@ bool operation_collectable(struct process *p);
  * engine had begun: pages that are published are not EVICTING any more.
  */
 void operation_collect(struct reclaim *r, struct process *p);
+/*
+ * The agent was told to go by an engine that has died since, and what it was asked for after that
+ * it has not begun: EVICTING -> RESIDENT.  False: it has not gone, or it has done it.
+ */
+bool operation_undo(struct process *p);
 /* The program is dead: nobody needs the pages of its operation. */
 void operation_give_up(struct reclaim *r, struct process *p);

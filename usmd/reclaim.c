@@ -104,6 +104,8 @@ static void check_operations(struct reclaim *r)
 				operation_post_unshare(r, p);
 			if (atomic_load(&p->rescue))
 				operation_post_rescue(r, p);
+		} else if (operation_undo(p)) {
+			continue;
 		} else if (!p->evict.stalled && now - atomic_load(&p->posted_nsec) > STALL_NSEC) {
 			p->evict.stalled = true;
 			operation_send(p); /* in case the message was lost with the engine */

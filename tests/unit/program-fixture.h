@@ -36,6 +36,7 @@ struct program {
 	bool lazy; /* pages stay present at the first attempt, as after MADV_FREE */
 	bool passive; /* at each, and the agent does not write them when it is asked to */
 	bool dropped; /* at the second attempt the kernel has dropped them */
+	bool gone; /* the agent was told to go before it is asked for anything */
 	/* The agent has an operation in hand: before and after it takes the pages. */
 	void (*taking)(struct program *g);
 	void (*taken)(struct program *g);
@@ -88,6 +89,10 @@ static inline void *agent_main(void *arg)
 
 		if (m.type != USM_ATTACH_WORK || atomic_load(&ops->done) == req)
 			continue;
+		if (g->gone) {
+			atomic_store(&ops->agent_state, USM_AGENT_GONE);
+			continue;
+		}
 		if (g->taking)
 			g->taking(g);
 		for (unsigned i = 0; i < ops->n; i++)
@@ -134,7 +139,7 @@ static inline void program_start(struct core_fixture *f, struct program *g, unsi
 	size_t size;
 
 	*g = (struct program){.f = f, .seed = seed, .lazy = g->lazy, .passive = g->passive,
-			      .dropped = g->dropped, .taking = g->taking, .taken = g->taken,
+			      .dropped = g->dropped, .gone = g->gone, .taking = g->taking, .taken = g->taken,
 			      .stride = USM_PAGE_SIZE};
 	/* Each page in a leaf of its own, if tables are to be made. */
 	if (!content)

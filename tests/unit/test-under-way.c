@@ -107,6 +107,28 @@ static void test_needed_on_its_way_out(void **state)
 	assert_nothing_left(f);
 }
 
+/* A dead engine had told the agent to go: what the next one asks of it stays, and nobody waits. */
+static void test_agent_has_gone(void **state)
+{
+	static const unsigned modes[] = {USM_EVICT_MOVE, USM_EVICT_LAZYFREE};
+	struct core_fixture *f = *state;
+
+	for (unsigned k = 0; k < ARRAY_SIZE(modes); k++) {
+		struct program g = {.gone = true};
+
+		atomic_store(&f->core.evict_modes, modes[k]);
+		program_start(f, &g, 1, true);
+		assert_int_equal(evict_all(&g), 0);
+		assert_int_equal(atomic_load(&g.p->nr_evicting), 0);
+		for (unsigned i = 0; i < PAGES; i++)
+			assert_int_equal(PAGE_STATE(entry_of(g.p, vpn_of(&g, i))), PAGE_RESIDENT);
+		read_all(&g);
+		program_stop(&g);
+		assert_nothing_left(f);
+	}
+	atomic_store(&f->core.evict_modes, USM_EVICT_MOVE);
+}
+
 /* --- staying ----------------------------------------------------------------------------------- */
 
 /* The kernel writes there when a thread exits, and does not wait for a userfault. */
@@ -328,6 +350,7 @@ int main(void)
 		cmocka_unit_test(test_discarded_on_its_way_out),
 		cmocka_unit_test(test_freed_on_its_way_out),
 		cmocka_unit_test(test_needed_on_its_way_out),
+		cmocka_unit_test(test_agent_has_gone),
 		cmocka_unit_test(test_pinned_stays),
 		cmocka_unit_test(test_announced_stays),
 		cmocka_unit_test(test_protected_while_it_is_copied),
