@@ -220,3 +220,54 @@ is_no_device() {
 	assert_carried_on
 	stop_usmd
 }
+
+# let_go_start EVICTION: a program that is managed by assignment alone, with pages on swap. Its pid
+# is in PROGRAM, what it says in $T/program.
+let_go_start() {
+	start_usmd 16 "default none" "eviction $1"
+	run -0 usmctl assign torture policyOne --runtime
+	managed root 120 "$T/bin/torture" 5 3 4096 7 > "$T/program" 2>&1 </dev/null 3>&- &
+	PROGRAM=$!
+	BACKGROUND+=("$PROGRAM")
+	wait_for 20 holds_pages "$SWAP"
+}
+
+nothing_is_managed() {
+	[ "$(usmctl list processes --json | jq '.processes | length')" -eq 0 ]
+}
+
+ended_well() {
+	wait_for 120 load_ended "$PROGRAM"
+	wait "$PROGRAM" || { cat "$T/program"; return 1; }
+	[ "$(tail -n 1 "$T/program")" = ok ]
+}
+
+@test "the engine dies while programs are let go by unassign" {
+	local point
+
+	requires_command jq
+	for point in release-back release-told release-unregistered detach-dying detach-handed-over \
+		detach-dropped detach-closing detach-closed; do
+		let_go_start $([[ $point == release-* ]] && echo auto || echo lazyfree)
+		death_in $point 0 "$T/bin/usmctl" unassign torture
+		wait_for 30 nothing_is_managed
+		ended_well
+		assert_carried_on
+		stop_usmd
+		u32 0 8
+	done
+}
+
+@test "the engine dies while usmd is told to stop: its successor goes on with that" {
+	local point
+
+	requires_command jq
+	for point in release-back release-told release-unregistered detach-dying; do
+		let_go_start auto
+		death_in $point 0 kill -TERM "$USMD_PID"
+		wait_for 30 load_ended "$USMD_PID"
+		wait "$USMD_PID"
+		USMD_PID=""
+		ended_well
+	done
+}
