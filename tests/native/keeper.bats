@@ -159,8 +159,9 @@ engine_ends() {
 	ENGINE=""
 }
 
+# A process that is just ending has no command line any more, and still the lock.
 no_usmd() {
-	! pgrep -f "^$T/bin/usmd "
+	! pgrep -f "^$T/bin/usmd " && flock -n "$T/run/lock" true
 }
 
 @test "usmd is told to stop, with the programs in the middle of everything" {
