@@ -159,7 +159,8 @@ void usm_pin_move(uint64_t addr, size_t bytes)
 		}
 }
 
-/* A new agent, of a child too, pins them before anything leaves.  False if there is no room to remember one more. */
+/* A new agent, of a child too, pins them before anything leaves.  False if there is no room to
+ * remember one more. */
 static bool remember(uint64_t addr, size_t bytes)
 {
 	uint32_t nr = atomic_load(&nr_remembered), i;
