@@ -96,7 +96,7 @@ start_short_of_memory() {
 	start_usmd 16 "default policyOne"
 	start_program 32 root
 	tell check
-	memory_available 20000
+	memory_available 2000
 	kill -TERM "$USMD_PID"
 	wait_for 20 grep -q "Cannot stop: .* End some of them, or stop once more to kill" "$LOG"
 	# They stay as they are.
