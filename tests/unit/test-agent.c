@@ -77,10 +77,18 @@ static long move_one(uint64_t dst, uint64_t src)
 	return 0;
 }
 
+static struct usm_agent agent;
+static struct usm_agent_ops *ops;
+/* The daemon has opened the gate meanwhile, and reads. */
+static bool gate_opened;
+
 static long move_pages(struct uffdio_move *m)
 {
 	long r = 0;
 	uint64_t off = 0;
+
+	if (gate_opened)
+		atomic_store(&ops->gate, USM_GATE_READER);
 
 	for (; off < m->len && r == 0; off += USM_PAGE_SIZE) {
 		if (stumbles_at >= 0 && m->src + off == (uint64_t)area[0] + (unsigned)stumbles_at * USM_PAGE_SIZE) {
@@ -127,9 +135,6 @@ static uint8_t content(unsigned i)
 {
 	return (uint8_t)(i + 1);
 }
-
-static struct usm_agent agent;
-static struct usm_agent_ops *ops;
 
 /* An operation over all pages, as two runs: from first_run on, then those before. */
 static void begin_move(unsigned first_run)
@@ -218,9 +223,21 @@ static void test_staging_is_empty(void **state)
 	end_move();
 }
 
+static void test_gate_is_the_readers(void **state)
+{
+	(void)state;
+	begin_move(0);
+	gate_opened = true;
+	usm_agent_work(&agent);
+	gate_opened = false;
+	assert_int_equal(atomic_load(&ops->gate), USM_GATE_READER);
+	end_move();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_gate_is_the_readers),
 		cmocka_unit_test(test_staging_is_empty),
 		cmocka_unit_test(test_all_move),
 		cmocka_unit_test(test_moved_without_a_word),

@@ -54,9 +54,14 @@ static bool gate_enter(struct usm_agent *a, uint32_t req)
 	}
 }
 
+/* Only what is the agent's own: when it stood still, the daemon may have opened the gate (collect.c),
+ * and be in it by now. */
 static void gate_leave(struct usm_agent *a)
 {
-	atomic_store(&a->ops->gate, USM_GATE_IDLE);
+	uint32_t agent = USM_GATE_AGENT;
+
+	if (!atomic_compare_exchange_strong(&a->ops->gate, &agent, USM_GATE_IDLE))
+		return;
 	if (atomic_load(&a->ops->gate_waiters) != 0)
 		sys_futex_wake(&a->ops->gate);
 }
