@@ -26,6 +26,9 @@
 #define TICK_MSEC 100
 /* A forked child whose agent has not come by then has none: it is let go. */
 #define CHILD_GRACE_USEC 3000000ull
+/* A program whose agent has ended in the middle of an operation, and that lives on for so long, has
+ * neither ended nor executed another one. */
+#define GONE_TICKS 20
 /* Threads of one process whose control blocks are looked up each tick. */
 #define THREADS_MAX 1024
 /* A fork that shares more than this part of all frames is worth a fault for each copy. */
@@ -181,9 +184,13 @@ static void look_after(struct core *c, struct process *p)
 	}
 	if (atomic_load(&p->gone)) {
 		/* Its agent is gone or its userfaultfd fails, but it lives: without the agent no
-		 * page can leave.  What was under way when the agent ended cannot be told. */
-		if (atomic_load(&s->op_state) != OP_IDLE)
+		 * page can leave.  What was under way when the agent ended cannot be told.  At exec and
+		 * exit the other threads end first: then it is just not over yet. */
+		if (atomic_load(&s->op_state) != OP_IDLE) {
+			if (p->scan.gone_ticks++ < GONE_TICKS)
+				return;
 			process_kill(p, 0, "its agent ended in the middle of an eviction");
+		}
 		atomic_store(&p->no_evict, true);
 		atomic_store(&p->unevictable_reason, "its agent is gone");
 		atomic_store(&p->gone, false);

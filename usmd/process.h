@@ -131,6 +131,7 @@ struct process {
 	struct {
 		uint64_t next_audit_tick;
 		uint64_t release_tick; /* its agent was told to go, 0: not yet */
+		unsigned gone_ticks;   /* how long it lives without its agent, an operation under way */
 		unsigned lazy_ticks;   /* how long it has been kept for its LAZY pages */
 		bool has_claimed; /* it is not attached, and nobody may attach it any more */
 		uint64_t *ranges; /* registered ranges seen by the last scan, start/end */
