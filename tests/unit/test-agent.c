@@ -89,6 +89,7 @@ static long move_pages(struct uffdio_move *m)
 
 	if (gate_opened)
 		atomic_store(&ops->gate, USM_GATE_READER);
+	gate_opened = false;
 
 	for (; off < m->len && r == 0; off += USM_PAGE_SIZE) {
 		if (stumbles_at >= 0 && m->src + off == (uint64_t)area[0] + (unsigned)stumbles_at * USM_PAGE_SIZE) {
@@ -229,7 +230,6 @@ static void test_gate_is_the_readers(void **state)
 	begin_move(0);
 	gate_opened = true;
 	usm_agent_work(&agent);
-	gate_opened = false;
 	assert_int_equal(atomic_load(&ops->gate), USM_GATE_READER);
 	end_move();
 }
