@@ -8,7 +8,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$ROOT"/build/tests/{fork-cow,mappings,torture} "$T/bin/"
+	cp "$ROOT"/build/tests/{family,fork-cow,mappings,torture} "$T/bin/"
 	PLAN=$T/plan
 	truncate -s 4096 "$PLAN"
 	export USM_KILL_PLAN=$PLAN
@@ -88,11 +88,18 @@ load_loop() {
 }
 
 load_start() {
-	LOADS=()
+	LOADS=() HANDS_OVER=""
 	touch "$T/load"
 	load_loop root "$T/bin/torture" 2 3 2048 SEED </dev/null 3>&- & LOADS+=($!)
 	load_loop $UNPRIVILEGED "$T/bin/fork-cow" 12 </dev/null 3>&- & LOADS+=($!)
 	load_loop root "$T/bin/mappings" 12 </dev/null 3>&- & LOADS+=($!)
+}
+
+# What the others hand over may all be on swap by then.
+hand_over_start() {
+	[ -z "${HANDS_OVER:-}" ] || return 0
+	HANDS_OVER=1
+	load_loop root "$T/bin/family" 4 3 </dev/null 3>&- & LOADS+=($!)
 }
 
 load_end() {
@@ -144,6 +151,7 @@ die_everywhere() {
 	for point in $(points | grep -vxE "swap-(adding|removed)|release-.*|$2"); do
 		seconds=60
 		[[ ! $point =~ ^($3)$ ]] || seconds=10
+		[[ $point != hand-over-* ]] || hand_over_start
 		die_at "$point" 0 $seconds || { echo "$point" >> "$T/missed"; continue; }
 		[ "$1" != auto ] || die_at "$point" 30 2 || :
 		[ ! -s "$FAILURES" ] || break
