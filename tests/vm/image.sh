@@ -5,6 +5,8 @@
 # which appears only when all of it is there. Needs root.
 set -euo pipefail
 
+# shellcheck source=tests/lib/debian-root.bash
+. "$(dirname "$0")/../lib/debian-root.bash"
 out=$1
 release=bookworm
 # What usmd and the tests need; no init system: tests/vm/guest.sh is process 1.
@@ -13,21 +15,6 @@ packages+=,stress-ng,jq,procps
 # Modules of hardware that no test needs make the image four times as large.
 unneeded=(drivers/{gpu,net,media,infiniband,usb,staging,iio,scsi,input,hwmon,isdn,mtd,bluetooth}
 	sound net)
-
-# The stanzas and lines of the apt sources of this Debian release, as those of the wanted one.
-own_sources() {
-	local codename
-
-	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-	for f in /etc/apt/sources.list.d/*.sources; do
-		[ ! -e "$f" ] || awk -v RS= -v ORS='\n\n' \
-			-v suite="(^|\n)Suites:([^\n]*[ \t])?$codename([ \t\n-]|\$)" '$0 ~ suite' "$f"
-	done | sed "s/$codename/$release/g" > "$1/debian.sources"
-	cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-		grep -E "^deb[[:space:]].*[[:space:]]$codename([[:space:]-])" |
-		sed "s/$codename/$release/g" > "$1/debian.list" || :
-	find "$1" -name 'debian.*' -empty -delete
-}
 
 # The smallest initramfs that finds the root file system, and brings the tests into it.
 make_initrd() {
@@ -62,18 +49,15 @@ mkdir -p "${out%/*}"
 work=$(mktemp -d "$out.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/sources" "$work/done"
-own_sources "$work/sources"
+own_sources "$work/sources" $release
 exclude=()
-for p in 'doc/*' 'man/*' 'locale/*' 'info/*'; do
-	exclude+=("--dpkgopt=path-exclude=/usr/share/$p")
-done
 for p in "${unneeded[@]}"; do
 	exclude+=("--dpkgopt=path-exclude=/lib/modules/*/kernel/$p/*")
 	exclude+=("--dpkgopt=path-exclude=/usr/lib/modules/*/kernel/$p/*")
 done
 # No initrd of the kernel package's own.
-INITRD=No mmdebstrap --quiet --variant=apt --include=$packages "${exclude[@]}" \
-	--aptopt='Acquire::Languages "none"' $release "$work/root" "$work"/sources/debian.*
+INITRD=No mmdebstrap "${ROOT_OPTIONS[@]}" --include=$packages "${exclude[@]}" \
+	$release "$work/root" "$work"/sources/debian.*
 cp "$work"/root/boot/vmlinuz-* "$work/done/vmlinuz"
 make_initrd "$work/root" "$work/initrd" > "$work/done/initrd"
 rm -rf "$work"/root/boot/* "$work"/root/var/lib/apt/lists/* "$work"/root/var/cache/apt/*

@@ -27,7 +27,7 @@ done
 (. /etc/os-release && [ "${VERSION_CODENAME:-}" = bookworm ]) || fail "needs Debian 12 to build on"
 
 # Whoever changes how the image is made gets another one.
-image=$cache/debian12-$(cat tests/vm/image.sh /etc/apt/sources.list.d/* /etc/apt/sources.list \
+image=$cache/debian12-$(cat tests/vm/image.sh tests/lib/debian-root.bash /etc/apt/sources.list.d/* /etc/apt/sources.list \
 	2>/dev/null | sha256sum | cut -c1-16)
 rm -rf $results
 mkdir -p $results "$cache"
