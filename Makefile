@@ -14,6 +14,7 @@
 # make test-tsan   unit tests and some native ones with ThreadSanitizer (root; about 10 minutes)
 # make test-valgrind  unit tests (about two minutes)
 # make coverage    which lines of usmd/ the tests run (root; about 15 minutes)
+# make test-system  usmd as a service, with systemd as process 1, in Debian 12 and 13 (root)
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
 # SANITIZE=1       ASan and UBSan, below build/sanitize
@@ -95,7 +96,7 @@ UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
 .PHONY: all install uninstall deps demo check test test-teeth test-tsan test-valgrind coverage \
-	test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
+	test-system test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -189,6 +190,7 @@ test:
 	@$(MAKE) --no-print-directory all unit progs fuzzers
 	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
 	@$(MAKE) --no-print-directory SANITIZE=thread unit
+	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
 
 fuzz: fuzzers
@@ -223,6 +225,12 @@ coverage: progs
 
 test-teeth: all unit progs
 	@tests/teeth/run.sh $(TEETH)
+
+test-system:
+	@tests/lib/deps.sh build test
+	@$(MAKE) --no-print-directory progs
+	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
+	@tests/system/run.sh
 
 test-vm:
 	@tests/lib/deps.sh build test

@@ -11,7 +11,7 @@ shift
 results=build/results
 passed=0 failed=0 skipped=0
 declare -A ran=([unit]=0 [native]=0)
-[ "$mode" != all ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[vm]=0
+[ "$mode" != all ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[system]=0 ran[vm]=0
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
@@ -137,6 +137,12 @@ if [ -n "${ran[fuzz]:-}" ]; then
 	echo "# fuzz: what reads untrusted bytes"
 	tests/fuzz/run.sh "${FUZZ_SECONDS:-60}" </dev/null | tee "$results/fuzz.tap"
 	count "$results/fuzz.tap" "${PIPESTATUS[0]}" fuzz
+fi
+
+if [ -n "${ran[system]:-}" ]; then
+	echo "# system: usmd as a service of Debian 12 and 13 (the roots are made at the first time)"
+	tests/system/run.sh </dev/null | tee "$results/system.tap"
+	count "$results/system.tap" "${PIPESTATUS[0]}" system
 fi
 
 if [ -n "${ran[vm]:-}" ]; then
