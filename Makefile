@@ -246,6 +246,7 @@ bench: all progs
 	@chown --reference=. build/bench.json
 
 D := $(DESTDIR)
+UNIT_FILES := usmd.service usmd.socket usmd.service.d/10-modprobe.conf
 install: all
 	install -d $(D)$(SBINDIR) $(D)$(BINDIR) $(D)$(LIBDIR) $(D)$(POLICYDIR) \
 		$(D)$(INCLUDEDIR)/usm $(D)$(SYSCONFDIR)/usmd/conf.d
@@ -265,18 +266,29 @@ install: all
 		$(D)$(DATADIR)/bash-completion/completions/usmctl
 	@[ ! -e usmctl/completion/_usmctl ] || install -v -D -m 644 usmctl/completion/_usmctl \
 		$(D)$(DATADIR)/zsh/site-functions/_usmctl
-	@for f in units/*.catalog; do [ -e "$$f" ] || continue; \
-		install -v -D -m 644 "$$f" "$(D)$(SYSTEMDDIR)/catalog/$${f##*/}"; done
-	@for f in units/*.service units/*.socket; do [ -e "$$f" ] || continue; \
-		install -v -D -m 644 "$$f" "$(D)$(SYSTEMDDIR)/system/$${f##*/}"; done
+	@for f in $(UNIT_FILES); do install -v -D -m 644 "units/$$f" "$(D)$(SYSTEMDDIR)/system/$$f"; \
+		sed -i 's,/usr/sbin/,$(SBINDIR)/,; s,/usr/bin/,$(BINDIR)/,' "$(D)$(SYSTEMDDIR)/system/$$f"; done
+	install -v -D units/usmd-generator $(D)$(SYSTEMDDIR)/system-generators/usmd-generator
+	install -v -D -m 644 units/usmd.catalog $(D)$(SYSTEMDDIR)/catalog/usmd.catalog
+	install -v -D -m 644 units/sysusers.d/usmd.conf $(D)$(PREFIX)/lib/sysusers.d/usmd.conf
+	install -v -D -m 644 units/tmpfiles.d/usmd.conf $(D)$(PREFIX)/lib/tmpfiles.d/usmd.conf
+	install -v -D -m 644 units/modprobe.d/usm.conf $(D)$(PREFIX)/lib/modprobe.d/usm.conf
+	install -v -D -m 644 units/udev/60-usm.rules $(D)$(PREFIX)/lib/udev/rules.d/60-usm.rules
+	@[ -n "$(D)" ] || echo "Now: systemd-sysusers && systemd-tmpfiles --create $(PREFIX)/lib/tmpfiles.d/usmd.conf && \
+	journalctl --update-catalog && systemctl daemon-reload"
 
 uninstall:
 	rm -f $(D)$(SBINDIR)/usmd $(D)$(BINDIR)/usmctl $(D)$(LIBDIR)/libusm-tagger.so
 	rm -rf $(D)$(LIBDIR)/usmd $(D)$(INCLUDEDIR)/usm
 	rm -f $(patsubst docs/man/%,$(D)$(MANDIR)/man*/%,$(wildcard docs/man/*)) \
-		$(patsubst units/%,$(D)$(SYSTEMDDIR)/*/%,$(wildcard units/*.catalog units/*.service \
-		units/*.socket)) $(D)$(DATADIR)/bash-completion/completions/usmctl \
+		$(addprefix $(D)$(SYSTEMDDIR)/system/,$(UNIT_FILES)) \
+		$(D)$(SYSTEMDDIR)/system-generators/usmd-generator \
+		$(D)$(SYSTEMDDIR)/catalog/usmd.catalog $(D)$(PREFIX)/lib/sysusers.d/usmd.conf \
+		$(D)$(PREFIX)/lib/tmpfiles.d/usmd.conf $(D)$(PREFIX)/lib/modprobe.d/usm.conf \
+		$(D)$(PREFIX)/lib/udev/rules.d/60-usm.rules \
+		$(D)$(DATADIR)/bash-completion/completions/usmctl \
 		$(D)$(DATADIR)/zsh/site-functions/_usmctl
+	-rmdir $(D)$(SYSTEMDDIR)/system/usmd.service.d
 	@echo "Left alone: $(D)$(SYSCONFDIR)/usmd"
 
 clean:
