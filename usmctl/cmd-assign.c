@@ -108,6 +108,25 @@ static unsigned print_run_lines(const struct usmctl *ctl, const char *name,
 	return lines;
 }
 
+static void explain_unmanaged_of(const char *name, const char *policy, uint64_t unmanaged)
+{
+	const char *what;
+	bool is_unit = usm_rule_parse(name, &what) == USM_RULE_UNIT;
+
+	printf("%" PRIu64 " running %s of that %s %s not managed; ", unmanaged,
+	       unmanaged == 1 ? "program" : "programs", is_unit ? "unit" : "user",
+	       unmanaged == 1 ? "is" : "are");
+	if (is_unit) {
+		fputs("for those of a service, as root:\n  usmctl attach-unit ", stdout);
+		print_quoted(stdout, what);
+		fputs(" --policy ", stdout);
+		print_quoted(stdout, policy ?: "POLICY");
+		putchar('\n');
+	} else {
+		puts("programs that are started by 'usmctl run' are.");
+	}
+}
+
 static void explain_unmanaged(struct usmctl *ctl, const char *name, uint64_t unmanaged)
 {
 	_cleanup_free_ char *problem = NULL;
@@ -140,9 +159,9 @@ enum usmctl_status cmd_assign(struct usmctl *ctl)
 
 	if (!policy && !limit)
 		return usage_error(ctl, "say which POLICY, or --limit SIZE, or both");
-	if (!usm_name_is_valid(name))
+	if (usm_rule_parse(name, NULL) < 0)
 		return usage_error(ctl, "'%s' is no program's name: expected the last part of its "
-					"path, without spaces", name);
+					"path, without spaces, or unit:NAME.service, or user:NAME", name);
 	if (ctl->option[ASSIGN_ALLOC] && ctl->option[ASSIGN_SWAP])
 		return usage_error(ctl, "--alloc and --swap exclude each other; without them it is "
 					"both");
@@ -172,8 +191,10 @@ enum usmctl_status cmd_assign(struct usmctl *ctl)
 	       ctl->option[ASSIGN_RUNTIME] ? "until the next boot" : "kept across restarts");
 	printf("%" PRIu64 " running %s taken over.\n", taken_over,
 	       taken_over == 1 ? "process was" : "processes were");
-	if (unmanaged > 0)
+	if (unmanaged > 0 && usm_rule_parse(name, NULL) == USM_RULE_PROCESS)
 		explain_unmanaged(ctl, name, unmanaged);
+	else if (unmanaged > 0)
+		explain_unmanaged_of(name, policy, unmanaged);
 	return USMCTL_DONE;
 }
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <systemd/sd-login.h>
 #include <unistd.h>
 
 #include "format.h"
@@ -142,15 +143,48 @@ static bool is_policy(const char *name)
 	return name[0] && strcmp(name, "none") != 0;
 }
 
+/* What usmd will look rules up for: this process, once it has become the program. */
+struct identity {
+	const struct program *program;
+	char *unit; /* malloc'd; NULL: none */
+	uid_t uid;
+};
+
+static void identity_done(struct identity *id)
+{
+	free(id->unit);
+}
+
+/* Is the rule of that name for the program, its unit, or its user? */
+static bool is_for(const char *rule, const struct identity *id)
+{
+	const char *what;
+	uid_t uid;
+
+	switch (usm_rule_parse(rule, &what)) {
+	case USM_RULE_PROCESS:
+		return strcmp(what, id->program->called) == 0 || strcmp(what, id->program->file) == 0;
+	case USM_RULE_UNIT:
+		return id->unit && usm_unit_is(what, id->unit);
+	case USM_RULE_USER:
+		return usm_find_user(what, &uid) >= 0 && uid == id->uid;
+	default:
+		return false;
+	}
+}
+
 /*
- * Is there a policy for one of the program's names?  1 yes, 0 no, or -errno with the
- * problem.  The rule for a name hides the default.
+ * Is there a policy for the program, its unit or its user?  1 yes, 0 no, or -errno with the
+ * problem.  A rule hides the default; that a narrower one of several may say "none" is left to
+ * usmd, whose refusal the program shows.
  */
 static int has_policy(struct usmctl *ctl, const struct program *program, char **ret_problem)
 {
+	_cleanup_(identity_done) struct identity id = { .program = program, .uid = geteuid() };
 	bool by_default = false, ruled = false;
 	uint64_t offset = 0;
 
+	(void)sd_pid_get_unit(0, &id.unit);
 	for (;;) {
 		_cleanup_free_ char *error = NULL;
 		struct json_object *params = params_new(), *rules;
@@ -178,7 +212,7 @@ static int has_policy(struct usmctl *ctl, const struct program *program, char **
 			const char *alloc = json_text(rule, "allocPolicy");
 			const char *swap = json_text(rule, "swapPolicy");
 
-			if (strcmp(name, program->called) != 0 && strcmp(name, program->file) != 0)
+			if (!is_for(name, &id))
 				continue;
 			if (is_policy(alloc) || is_policy(swap)) {
 				reply_done(&reply);

@@ -62,7 +62,7 @@ static const struct usmctl_option no_options[] = { {} };
 
 static const struct usmctl_command commands[] = {
 	{ "status", NULL, 0, 0, "", "what runs, and how full it is", no_options, cmd_status, 0 },
-	{ "assign", NULL, 1, 2, "NAME [POLICY]", "put programs of a name under a policy",
+	{ "assign", NULL, 1, 2, "NAME [POLICY]", "put programs of a name, unit or user under a policy",
 	  assign_options, cmd_assign, 0 },
 	{ "unassign", NULL, 1, 1, "NAME", "take that back", no_options, cmd_unassign, 0 },
 	{ "list", "processes", 0, 0, "", "managed processes", no_options, cmd_list_processes, 0 },

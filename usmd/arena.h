@@ -23,7 +23,7 @@
 #include "swap.h"
 
 #define ARENA_MAGIC   0x6172656e61736d75ull
-#define ARENA_VERSION 1u
+#define ARENA_VERSION 2u
 
 #define ARENA_PROCESSES 1024u /* managed processes at once */
 #define ARENA_POOLS	16u
@@ -88,6 +88,10 @@ struct arena_process {
 	int32_t priority;
 	char name[USM_NAME_MAX + 1];   /* of /proc/PID/exe */
 	char argv0[USM_NAME_MAX + 1];
+	/* Which rules are for it, as it was when it was executed: forked children inherit them,
+	 * whatever has become of their user and their cgroup. */
+	char unit[USM_UNIT_MAX + 1]; /* of the system's service manager; "": none */
+	uid_t rule_uid;
 	char policy[USM_NAME_MAX + 1];
 	/* read() writes straight in here, so no event is lost with the engine. */
 	struct uffd_msg journal[ARENA_JOURNAL];

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <systemd/sd-login.h>
 #include <unistd.h>
 
 #include <usm/list.h>
@@ -25,6 +26,7 @@
 #include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
+#include "lib/parse.h"
 #include "mechanism-userfault.h"
 #include "offence.h"
 #include "policy.h"
@@ -133,6 +135,19 @@ static void copy_name(char *dst, const char *src)
 	dst[n] = '\0';
 }
 
+/*
+ * Of its cgroup, into which nobody but root puts programs.  What a user's own service manager
+ * runs belongs to the unit of that manager: anybody can call a unit of his own by any name.
+ */
+static void read_unit(pid_t pid, char unit[static USM_UNIT_MAX + 1])
+{
+	_cleanup_free_ char *name = NULL;
+
+	unit[0] = '\0';
+	if (sd_pid_get_unit(pid, &name) >= 0 && usm_unit_name_is_valid(name))
+		strcpy(unit, name);
+}
+
 static int read_names(pid_t pid, struct arena_process *s, char *exe)
 {
 	char path[64], argv0[PATH_MAX];
@@ -153,6 +168,7 @@ static int read_names(pid_t pid, struct arena_process *s, char *exe)
 	argv0[MAX(n, 0)] = '\0';
 	slash = strrchr(argv0, '/');
 	copy_name(s->argv0, slash ? slash + 1 : argv0);
+	read_unit(pid, s->unit);
 	return 0;
 }
 
@@ -251,7 +267,7 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 	if (has_ended(conn->pidfd) || read_starttime(conn->peer.pid, &again) < 0 ||
 	    again != conn->starttime)
 		return -ESRCH;
-	conn->info.uid = conn->peer.uid;
+	conn->info.uid = conn->info.rule_uid = conn->peer.uid;
 	conn->info.pid = conn->peer.pid;
 	if (atomic_load(&a->core->stopping))
 		return refuse(conn, "usmd is stopping");
@@ -355,6 +371,8 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	KILL_POINT("attach-begun");
 	memcpy(s->name, conn->info.name, sizeof(s->name));
 	memcpy(s->argv0, conn->info.argv0, sizeof(s->argv0));
+	memcpy(s->unit, conn->info.unit, sizeof(s->unit));
+	s->rule_uid = conn->peer.uid;
 	memcpy(s->policy, conn->info.policy, sizeof(s->policy));
 	s->limit_pages = conn->info.limit_pages;
 	s->priority = conn->info.priority;

@@ -17,7 +17,8 @@ struct process;
 struct attach_ops {
 	/*
 	 * May this process be managed, and by which policy?  name: basename of its
-	 * executable, argv0: of its first argument, exe: full path.  0: *ret_pool and
+	 * executable, argv0: of its first argument, unit and rule_uid: whose it is, exe: full
+	 * path.  0: *ret_pool and
 	 * the other fields of s (policy, limit_pages, priority) are set.  -errno with text
 	 * (at most size bytes) for the program's stderr; an empty text says nothing.
 	 */

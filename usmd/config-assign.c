@@ -20,6 +20,7 @@ struct assignment {
 	char swap_policy[USM_NAME_MAX + 1];
 	uint64_t limit_bytes;
 	bool has_limit; /* 0 can be said too: it lifts a limit of another file */
+	bool allow;
 };
 
 /* The file that replaces the old one once it is complete. */
@@ -112,6 +113,8 @@ static int new_file_commit(struct new_file *n, const char *dir, const char *path
 /* Is this one of the lines that assign a name? */
 static bool assigns(char *const *words, unsigned n, const char *name)
 {
+	if (n == 2 && strcmp(words[0], "allow") == 0)
+		return strcmp(words[1], name) == 0;
 	if ((n == 3 || n == 4) && strcmp(words[0], "process") == 0)
 		return strcmp(words[n - 2], name) == 0;
 	return n == 3 && strcmp(words[0], "limit") == 0 && strcmp(words[1], name) == 0;
@@ -121,7 +124,7 @@ static bool assigns(char *const *words, unsigned n, const char *name)
  * Copies all lines but those that assign name, whose number is returned.  The file
  * has just been parsed without an error, so every line fits.
  */
-static int copy_others(FILE *from, FILE *to, const char *name, bool *ret_has_limit)
+static int copy_others(FILE *from, FILE *to, const char *name, struct assignment *a)
 {
 	char line[CONFIG_LINE_MAX], copy[CONFIG_LINE_MAX], *words[CONFIG_WORDS_MAX];
 	int found = 0, r;
@@ -139,8 +142,8 @@ static int copy_others(FILE *from, FILE *to, const char *name, bool *ret_has_lim
 			continue;
 		}
 		found++;
-		if (strcmp(words[0], "limit") == 0)
-			*ret_has_limit = true;
+		if (strcmp(words[0], "allow") == 0)
+			a->allow = true;
 	}
 }
 
@@ -172,6 +175,8 @@ static void write_assignment(FILE *f, const char *name, const struct assignment 
 	}
 	if (a->has_limit)
 		write_limit(f, name, a->limit_bytes);
+	if (a->allow)
+		fprintf(f, "allow %s\n", name);
 }
 
 /* What the file at path says of name now.  -ENOENT: there is no such file. */
@@ -193,21 +198,23 @@ static int read_assignment(const char *path, const char *name, struct assignment
 		strcpy(ret->alloc_policy, p->alloc_policy);
 		strcpy(ret->swap_policy, p->swap_policy);
 		ret->limit_bytes = p->limit_bytes;
+		ret->has_limit = p->has_limit;
 	}
 	usm_config_free(config);
 	return 0;
 }
 
 int usm_config_assign_set(const char *dir, const char *name, char which, const char *policy,
-			  uint64_t limit_bytes)
+			  uint64_t limit_bytes, bool allow)
 {
+	int kind = usm_rule_parse(name, NULL);
 	_cleanup_(new_file_done) struct new_file new_file = {};
 	_cleanup_fclose_ FILE *old = NULL;
 	_cleanup_free_ char *path = NULL;
 	struct assignment a = {};
 	int r;
 
-	if (!usm_name_is_valid(name) || (policy && !usm_name_is_valid(policy)) ||
+	if (kind < 0 || (allow && kind != USM_RULE_UNIT) || (policy && !usm_name_is_valid(policy)) ||
 	    (which != 'a' && which != 'b' && which != 's'))
 		return -EINVAL;
 	if (limit_bytes != UINT64_MAX && limit_bytes != 0 &&
@@ -232,7 +239,7 @@ int usm_config_assign_set(const char *dir, const char *name, char which, const c
 	if (!old && errno != ENOENT)
 		return -errno;
 	if (old) {
-		r = copy_others(old, new_file.f, name, &a.has_limit);
+		r = copy_others(old, new_file.f, name, &a);
 		if (r < 0)
 			return r;
 	} else {
@@ -247,6 +254,7 @@ int usm_config_assign_set(const char *dir, const char *name, char which, const c
 		a.limit_bytes = limit_bytes;
 		a.has_limit = true;
 	}
+	a.allow |= allow;
 	write_assignment(new_file.f, name, &a);
 	return new_file_commit(&new_file, dir, path);
 }
@@ -259,7 +267,7 @@ int usm_config_assign_unset(const char *dir, const char *name)
 	struct assignment a = {};
 	int r;
 
-	if (!usm_name_is_valid(name))
+	if (usm_rule_parse(name, NULL) < 0)
 		return -EINVAL;
 	if (asprintf(&path, "%s/%s", dir, USM_CONFIG_ASSIGN_FILE) < 0) {
 		path = NULL;
@@ -275,7 +283,7 @@ int usm_config_assign_unset(const char *dir, const char *name)
 	r = new_file_open(&new_file, dir);
 	if (r < 0)
 		return r;
-	r = copy_others(old, new_file.f, name, &a.has_limit);
+	r = copy_others(old, new_file.f, name, &a);
 	if (r < 0)
 		return r;
 	if (r == 0)

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <grp.h>
 #include <limits.h>
-#include <pwd.h>
 #include <string.h>
 
 #include "cleanup.h"
@@ -54,6 +53,19 @@ static int bad_name(const struct config_reader *r, const struct directive *d, co
 		  "characters without / # \" \\",
 		  r->file, r->line, value, d->name, what, USM_NAME_MAX);
 	return -EINVAL;
+}
+
+/* Programs, a unit or a user: what process, limit and priority are about. */
+static int check_rule(const struct config_reader *r, const struct directive *d, const char *value)
+{
+	if (usm_rule_parse(value, NULL) >= 0)
+		return 0;
+	if (strncmp(value, USM_RULE_UNIT_PREFIX, strlen(USM_RULE_UNIT_PREFIX)) == 0)
+		return bad_value(r, d, value, "unit: and the full name of a unit, such as "
+					      "redis-server.service");
+	if (strncmp(value, USM_RULE_USER_PREFIX, strlen(USM_RULE_USER_PREFIX)) == 0)
+		return bad_value(r, d, value, "user: and the name or number of a user");
+	return bad_name(r, d, value, "process");
 }
 
 static void *target(const struct config_reader *r, const struct directive *d)
@@ -215,6 +227,25 @@ struct usm_config_process *config_process(struct usm_config *c, const char *name
 	return p;
 }
 
+/*
+ * The same for a line.  A user who is not there, any more or yet, is no error: usmd would not
+ * start for a package's user who was removed.
+ */
+static struct usm_config_process *rule_of_line(struct config_reader *r, const char *name)
+{
+	unsigned before = r->config->nr_processes;
+	struct usm_config_process *p = config_process(r->config, name);
+	const char *user;
+
+	if (!p || r->config->nr_processes == before ||
+	    usm_rule_parse(name, &user) != USM_RULE_USER)
+		return p;
+	p->has_uid = usm_find_user(user, &p->uid) >= 0;
+	if (!p->has_uid)
+		log_warning("%s:%u: there is no user '%s', ignoring", r->file, r->line, user);
+	return p;
+}
+
 static int parse_process(struct config_reader *r, const struct directive *d, char **values,
 			 unsigned n)
 {
@@ -226,12 +257,12 @@ static int parse_process(struct config_reader *r, const struct directive *d, cha
 
 	if (!alloc && !swap)
 		return bad_value(r, d, values[0], "alloc or swap before NAME POLICY");
-	if (!usm_name_is_valid(name))
-		return bad_name(r, d, name, "process");
+	if (check_rule(r, d, name) < 0)
+		return -EINVAL;
 	if (!usm_name_is_valid(policy))
 		return bad_name(r, d, policy, "policy");
 
-	p = config_process(r->config, name);
+	p = rule_of_line(r, name);
 	if (!p)
 		return -ENOMEM;
 	file = strdup(r->file);
@@ -254,12 +285,12 @@ static int parse_priority(struct config_reader *r, const struct directive *d, ch
 	int priority;
 
 	(void)n;
-	if (!usm_name_is_valid(values[0]))
-		return bad_name(r, d, values[0], "process");
+	if (check_rule(r, d, values[0]) < 0)
+		return -EINVAL;
 	if (usm_parse_int(values[1], -PRIORITY_MAX, PRIORITY_MAX, &priority) < 0)
 		return bad_value(r, d, values[1], d->expected);
 
-	p = config_process(r->config, values[0]);
+	p = rule_of_line(r, values[0]);
 	if (!p)
 		return -ENOMEM;
 	p->priority = priority;
@@ -274,17 +305,18 @@ static int parse_limit(struct config_reader *r, const struct directive *d, char 
 	uint64_t limit = 0;
 
 	(void)n;
-	if (!usm_name_is_valid(values[0]))
-		return bad_name(r, d, values[0], "process");
-	/* 0 lifts what an earlier file said. */
+	if (check_rule(r, d, values[0]) < 0)
+		return -EINVAL;
+	/* 0 lifts what an earlier file, or a wider rule, said. */
 	if (strcmp(values[1], "0") != 0 &&
 	    parse_bounded_size(values[1], r->ram_bytes, d->min, d->max, &limit) < 0)
 		return bad_value(r, d, values[1], d->expected);
 
-	p = config_process(r->config, values[0]);
+	p = rule_of_line(r, values[0]);
 	if (!p)
 		return -ENOMEM;
 	p->limit_bytes = limit;
+	p->has_limit = true;
 	return 0;
 }
 
@@ -364,29 +396,46 @@ static int parse_policy_file(struct config_reader *r, const struct directive *d,
 	return 0;
 }
 
-/* A name that the user database knows, or a number. */
-static int find_id(const char *who, bool is_group, uid_t *ret)
+/* A name that the group database knows, or a number. */
+static int find_group(const char *who, gid_t *ret)
 {
+	const struct group *g;
 	uint64_t number;
 
-	/* The highest number means "no user" to the kernel. */
+	/* The highest number means "no group" to the kernel. */
 	if (usm_parse_u64(who, 0, UINT32_MAX - 1, &number) >= 0) {
-		*ret = (uid_t)number;
+		*ret = (gid_t)number;
 		return 0;
 	}
-	if (is_group) {
-		const struct group *g = getgrnam(who);
+	g = getgrnam(who);
+	if (!g)
+		return -ENOENT;
+	*ret = g->gr_gid;
+	return 0;
+}
 
-		if (!g)
-			return -ENOENT;
-		*ret = g->gr_gid;
-	} else {
-		const struct passwd *p = getpwnam(who);
+/* "allow unit:NAME": systemd has put its programs there, whatever they are and whoever's. */
+static int parse_allow_unit(struct config_reader *r, const struct directive *d, const char *value)
+{
+	struct usm_config *c = r->config;
+	_cleanup_free_ char *who = NULL;
+	struct usm_config_allow *a;
+	const char *unit;
 
-		if (!p)
-			return -ENOENT;
-		*ret = p->pw_uid;
-	}
+	if (usm_rule_parse(value, &unit) != USM_RULE_UNIT)
+		return bad_value(r, d, value, "PATH USER, PATH @GROUP, or unit: and the full name of a "
+					      "unit");
+	for (unsigned i = 0; i < c->nr_allows; i++)
+		if (!c->allows[i].path && strcmp(c->allows[i].who, unit) == 0)
+			return 0;
+	who = strdup(unit);
+	if (!who)
+		return -ENOMEM;
+	a = GROW(c->allows, c->nr_allows);
+	if (!a)
+		return -ENOMEM;
+	a->who = TAKE_PTR(who);
+	c->nr_allows++;
 	return 0;
 }
 
@@ -395,14 +444,16 @@ static int parse_allow(struct config_reader *r, const struct directive *d, char 
 {
 	_cleanup_free_ char *path = NULL, *who = NULL;
 	struct usm_config *c = r->config;
-	bool is_group = values[1][0] == '@';
 	struct usm_config_allow *a;
+	bool is_group;
 	uid_t id;
 
-	(void)n;
+	if (n == 1)
+		return parse_allow_unit(r, d, values[0]);
+	is_group = values[1][0] == '@';
 	if (!is_file_path(values[0], PATH_MAX))
 		return bad_value(r, d, values[0], "the full path of an executable");
-	if (find_id(values[1] + is_group, is_group, &id) < 0)
+	if ((is_group ? find_group(values[1] + 1, &id) : usm_find_user(values[1], &id)) < 0)
 		return bad_value(r, d, values[1], d->expected);
 
 	path = strdup(values[0]);
@@ -474,7 +525,7 @@ static const struct directive directives[] = {
 	  .expected = "a number of seconds from 1 to 86400" },
 	{ .name = "policy", .usage = "policy FILE.so", ONE_VALUE, .parse = parse_policy_file,
 	  .expected = "the full path of a .so file, at most 255 bytes" },
-	{ .name = "allow", .usage = "allow PATH USER|@GROUP", .min_values = 2, .max_values = 2,
+	{ .name = "allow", .usage = "allow PATH USER|@GROUP' or 'allow unit:NAME", .min_values = 1, .max_values = 2,
 	  .parse = parse_allow, .expected = "a user, or @ and a group, that exists" },
 };
 

@@ -310,7 +310,82 @@ const struct usm_config_process *usm_config_find(const struct usm_config *c, con
 	return NULL;
 }
 
-bool usm_config_allows(const struct usm_config *c, const char *exe_path, uid_t uid,
+bool usm_config_is_meant(const char *rule, uid_t uid, const struct usm_config_subject *s)
+{
+	const char *what;
+
+	switch (usm_rule_parse(rule, &what)) {
+	case USM_RULE_PROCESS:
+		return strcmp(what, s->name) == 0 || strcmp(what, s->argv0) == 0;
+	case USM_RULE_UNIT:
+		return usm_unit_is(what, s->unit);
+	case USM_RULE_USER:
+		return uid == s->uid;
+	default:
+		return false;
+	}
+}
+
+/* A program can be called "unit:x": that is its name, and it is no unit's. */
+static const struct usm_config_process *find_process(const struct usm_config *c, const char *name)
+{
+	return usm_rule_parse(name, NULL) == USM_RULE_PROCESS ? usm_config_find(c, name) : NULL;
+}
+
+static const struct usm_config_process *find_unit(const struct usm_config *c, const char *unit)
+{
+	char name[USM_RULE_MAX + 1];
+
+	snprintf(name, sizeof(name), USM_RULE_UNIT_PREFIX "%s", unit);
+	return usm_config_find(c, name);
+}
+
+static const struct usm_config_process *find_user(const struct usm_config *c, uid_t uid)
+{
+	for (unsigned i = 0; i < c->nr_processes; i++)
+		if (c->processes[i].has_uid && c->processes[i].uid == uid)
+			return &c->processes[i];
+	return NULL;
+}
+
+void usm_config_rule_for(const struct usm_config *c, const struct usm_config_subject *s,
+			 struct usm_config_rule *ret)
+{
+	const struct usm_config_process *rules[5];
+	bool has_limit = false, has_priority = false;
+	char template[USM_UNIT_MAX + 1];
+
+	/* One program, what it says of itself, all of a service, all that a user runs. */
+	rules[0] = find_process(c, s->name);
+	rules[1] = find_process(c, s->argv0);
+	rules[2] = s->unit[0] ? find_unit(c, s->unit) : NULL;
+	rules[3] = usm_unit_template(s->unit, template) ? find_unit(c, template) : NULL;
+	rules[4] = find_user(c, s->uid);
+
+	*ret = (struct usm_config_rule){ .alloc_policy = "", .swap_policy = "", .swap_name = "" };
+	for (unsigned i = 0; i < ARRAY_SIZE(rules); i++) {
+		const struct usm_config_process *p = rules[i];
+
+		if (!p)
+			continue;
+		if (!ret->alloc_policy[0])
+			ret->alloc_policy = p->alloc_policy;
+		if (!ret->swap_policy[0] && p->swap_policy[0]) {
+			ret->swap_policy = p->swap_policy;
+			ret->swap_name = p->name;
+		}
+		if (!has_limit && p->has_limit) {
+			ret->limit_bytes = p->limit_bytes;
+			has_limit = true;
+		}
+		if (!has_priority && p->has_priority) {
+			ret->priority = p->priority;
+			has_priority = true;
+		}
+	}
+}
+
+bool usm_config_allows(const struct usm_config *c, const char *exe_path, const char *unit, uid_t uid,
 		       const gid_t *groups, unsigned nr_groups)
 {
 	if (uid == 0)
@@ -319,7 +394,9 @@ bool usm_config_allows(const struct usm_config *c, const char *exe_path, uid_t u
 	for (unsigned i = 0; i < c->nr_allows; i++) {
 		const struct usm_config_allow *a = &c->allows[i];
 
-		if (strcmp(a->path, exe_path) != 0)
+		if (!a->path && usm_unit_is(a->who, unit))
+			return true;
+		if (!a->path || strcmp(a->path, exe_path) != 0)
 			continue;
 		if (!a->is_group && a->id == uid)
 			return true;

@@ -15,18 +15,23 @@
 #define USM_CONFIG_ASSIGN_FILE "50-usmctl.conf"
 
 #define USM_NAME_MAX 63 /* of processes, policies: no whitespace, no control characters */
+#define USM_UNIT_MAX 255 /* of systemd's units; what they are called there */
+#define USM_RULE_MAX (5 + USM_UNIT_MAX) /* "unit:NAME" */
 
 enum usm_mechanism_kind { USM_MECHANISM_AUTO, USM_MECHANISM_USERFAULT, USM_MECHANISM_MODULE };
 enum usm_eviction_kind { USM_EVICTION_AUTO, USM_EVICTION_MOVE, USM_EVICTION_LAZYFREE, USM_EVICTION_OFF };
 enum usm_oom_kind { USM_OOM_WAIT, USM_OOM_EXCEED, USM_OOM_KILL };
 
 /* "process NAME POLICY", "process alloc|swap NAME POLICY", "limit NAME SIZE",
- * "priority NAME N", merged by name. */
+ * "priority NAME N", merged by name, which may be "unit:NAME" or "user:NAME". */
 struct usm_config_process {
-	char name[USM_NAME_MAX + 1];
+	char name[USM_RULE_MAX + 1];
+	uid_t uid;    /* of "user:NAME" */
+	bool has_uid; /* there is such a user */
 	char alloc_policy[USM_NAME_MAX + 1]; /* "" = not said */
 	char swap_policy[USM_NAME_MAX + 1];  /* "" = not said */
 	uint64_t limit_bytes;                /* 0 = none */
+	bool has_limit;                      /* 0 was said: it lifts the limit of a wider rule, too */
 	int priority;                        /* lower is evicted first; 0 when not said */
 	bool has_priority;
 	char *file; /* where the policy was said, for unassign's message */
@@ -44,9 +49,9 @@ struct usm_config_policy_file {
 };
 
 struct usm_config_allow {
-	char *path;     /* full path of the executable */
+	char *path;     /* full path of the executable; NULL: "allow unit:NAME" */
 	bool is_group;
-	char *who;      /* user or group name, without '@' */
+	char *who;      /* user or group name, without '@', or the unit's */
 	uid_t id;       /* uid, or gid when is_group */
 };
 
@@ -91,13 +96,40 @@ struct usm_config *usm_config_free(struct usm_config *c); /* accepts NULL, retur
  */
 int usm_config_load(const char *file, const char *root, struct usm_config **ret);
 
-/* The rule for a process name, or NULL.  Exact match.  A rule may say only a limit or
+/* The rule of that name, or NULL.  Exact match.  A rule may say only a limit or
  * a priority: then both policies are "". */
 const struct usm_config_process *usm_config_find(const struct usm_config *c, const char *name);
 
+/* Whom a rule may be for: as the daemon has read it, never as a client claims. */
+struct usm_config_subject {
+	const char *name;  /* basename of its executable */
+	const char *argv0; /* basename of its first argument */
+	const char *unit;  /* of the system's service manager; "": none */
+	uid_t uid;
+};
+
+/* What all rules together say of one process. */
+struct usm_config_rule {
+	const char *alloc_policy, *swap_policy; /* "" = not said */
+	const char *swap_name;                  /* the name of the rule that says swap_policy */
+	uint64_t limit_bytes;
+	int priority;
+};
+
+/*
+ * The narrower a rule the more it counts, for each thing that it says: that of the
+ * program's name, of argv[0], of its unit, of its unit's template, of its user.
+ */
+void usm_config_rule_for(const struct usm_config *c, const struct usm_config_subject *s,
+			 struct usm_config_rule *ret);
+
+/* Is the subject one of those that the name ("stressapptest", "unit:...", "user:...") of a
+ * rule means?  uid: of the user, where it is one. */
+bool usm_config_is_meant(const char *rule, uid_t uid, const struct usm_config_subject *s);
+
 /* May uid (with gid and its groups, all in groups) have the program at exe_path, as
- * /proc/PID/exe names it, managed?  Root: always. */
-bool usm_config_allows(const struct usm_config *c, const char *exe_path, uid_t uid,
+ * /proc/PID/exe names it, managed, or its unit?  Root: always. */
+bool usm_config_allows(const struct usm_config *c, const char *exe_path, const char *unit, uid_t uid,
 		       const gid_t *groups, unsigned nr_groups);
 
 /*
@@ -105,10 +137,11 @@ bool usm_config_allows(const struct usm_config *c, const char *exe_path, uid_t u
  * or <runtime-dir>/conf.d of a private instance) atomically (temporary file, fsync,
  * rename).  All lines that do not assign this name stay as they are.  set: makes dir
  * if it is missing; policy NULL keeps, limit_bytes UINT64_MAX keeps, 0 says that there
- * is none.  which: 'b' both, 'a' alloc, 's' swap.  unset: -ENOENT if the file does not
+ * is none.  which: 'b' both, 'a' alloc, 's' swap.  allow: the programs of this unit may be
+ * managed, whoever's they are (false keeps).  unset: -ENOENT if the file does not
  * name it.  -EINVAL: bad name, policy or which, or the file has a wrong line (logged);
  * -ERANGE: a limit below 1 MiB or above 128 TiB; -errno.  One caller at a time.
  */
 int usm_config_assign_set(const char *dir, const char *name, char which, const char *policy,
-			  uint64_t limit_bytes);
+			  uint64_t limit_bytes, bool allow);
 int usm_config_assign_unset(const char *dir, const char *name);

@@ -76,7 +76,7 @@ struct control_args {
 	uint64_t offset, count;
 	pid_t pid; /* 0: not given */
 	int32_t priority;
-	bool runtime;
+	bool allow, runtime;
 };
 
 struct control_call {

@@ -139,6 +139,7 @@ static const struct usm_field assign_args[] = {
 	STRING_ARG("policy", policy, 0),
 	STRING_ARG("role", role, 0),
 	U64_ARG("limitBytes", limit_bytes, 0, 0),
+	{ "allow", USM_FIELD_BOOL, offsetof(struct control_args, allow), 0, 0, 0 },
 	{ "runtime", USM_FIELD_BOOL, offsetof(struct control_args, runtime), 0, 0, 0 },
 	{}
 };
@@ -286,10 +287,16 @@ static int method_assign(struct control_call *call, const struct control_args *a
 	_cleanup_free_ char *message = NULL;
 	struct json_object *params;
 	char which = 'b';
-	int err;
+	int err, kind = usm_rule_parse(args->name, NULL);
 
-	if (!usm_name_is_valid(args->name))
+	if (kind < 0)
 		return control_invalid(call, "name");
+	if (args->allow && kind != USM_RULE_UNIT)
+		return control_invalid(call, "allow");
+	/* Whose programs may be managed at all is not for the group to say. */
+	if (args->allow && call->client->rank < CONTROL_RANK_ROOT)
+		return control_error(call, CONTROL_ERROR("NotPermitted"), "reason",
+				     "only root may allow a unit's programs to be managed");
 	if (args->policy ? !usm_name_is_valid(args->policy) : args->limit_bytes == UINT64_MAX)
 		return control_invalid(call, "policy");
 	if (args->role) {
@@ -300,7 +307,7 @@ static int method_assign(struct control_call *call, const struct control_args *a
 	}
 
 	err = manager_assign(call->client->control->manager, args->name, which, args->policy,
-			     args->limit_bytes, args->runtime, &result, &message);
+			     args->limit_bytes, args->allow, args->runtime, &result, &message);
 	if (err == -ENOENT && args->policy)
 		return control_error(call, CONTROL_ERROR("NoSuchPolicy"), "name", args->policy);
 	if (err < 0)
@@ -322,7 +329,7 @@ static int method_unassign(struct control_call *call, const struct control_args 
 	_cleanup_free_ char *message = NULL;
 	int err;
 
-	if (!usm_name_is_valid(args->name))
+	if (usm_rule_parse(args->name, NULL) < 0)
 		return control_invalid(call, "name");
 	err = manager_unassign(call->client->control->manager, args->name, &message);
 	if (err == -ENOENT)

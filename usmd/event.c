@@ -407,6 +407,8 @@ static void apply_fork(struct apply *a, int uffd)
 		cs->forked_usec = now_nsec() / 1000;
 		memcpy(cs->name, s->name, sizeof(cs->name));
 		memcpy(cs->argv0, s->argv0, sizeof(cs->argv0));
+		memcpy(cs->unit, s->unit, sizeof(cs->unit));
+		cs->rule_uid = s->rule_uid;
 		memcpy(cs->policy, s->policy, sizeof(cs->policy));
 		atomic_store(&child->pool, atomic_load(&p->pool));
 		atomic_store(&child->policy, atomic_load(&p->policy));

@@ -64,9 +64,9 @@ int manager_add_swaps(struct manager *m);
 /* A dead engine's: the janitor is to go on with them. */
 void manager_resume_removals(struct manager *m);
 int manager_default_swap(struct manager *m);
-/* The rule's policy for a process, or the default; NULL: it is not to be managed. */
-const char *manager_policy_for(struct manager *m, const char *name, const char *argv0,
-			       const struct usm_config_process **ret_rule);
+/* What the rules say of a process: its policy, or the default; NULL: it is not to be managed. */
+const char *manager_policy_for(struct manager *m, const struct arena_process *s,
+			       struct usm_config_rule *ret_rule);
 void manager_check_evictions(struct manager *m);
 /* Who chooses what leaves of a process that has its pool; a name that cannot is logged. */
-void manager_swap_by(struct process *p, const struct usm_config_process *rule);
+void manager_swap_by(struct process *p, const struct usm_config_rule *rule);

@@ -6,10 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <systemd/sd-login.h>
 #include <unistd.h>
 
 #include "lib/cleanup.h"
 #include "lib/log.h"
+#include "lib/parse.h"
 #include "manager-internal.h"
 
 /* usmd's own first-fit and FIFO, where a policy is set aside. */
@@ -156,32 +159,36 @@ int manager_load_configured(struct manager *m)
 	return 0;
 }
 
-const char *manager_policy_for(struct manager *m, const char *name, const char *argv0,
-			       const struct usm_config_process **ret_rule)
+static struct usm_config_subject subject_of(const struct arena_process *s)
 {
-	const struct usm_config_process *rule = usm_config_find(m->config, name);
+	return (struct usm_config_subject){
+		.name = s->name, .argv0 = s->argv0, .unit = s->unit, .uid = s->rule_uid };
+}
+
+const char *manager_policy_for(struct manager *m, const struct arena_process *s,
+			       struct usm_config_rule *rule)
+{
+	const struct usm_config_subject subject = subject_of(s);
 	const char *policy;
 
-	if (!rule && argv0[0])
-		rule = usm_config_find(m->config, argv0);
-	*ret_rule = rule;
-	if (rule && rule->alloc_policy[0])
+	usm_config_rule_for(m->config, &subject, rule);
+	if (rule->alloc_policy[0])
 		policy = rule->alloc_policy;
 	else if (m->pressure && m->config->threshold_policy[0])
 		policy = m->config->threshold_policy;
 	else
 		policy = m->config->default_policy;
 	/* A rule for swapping alone, or for a limit, still says that it is to be managed. */
-	if (!strcmp(policy, "none") && rule && rule->swap_policy[0])
+	if (!strcmp(policy, "none") && rule->swap_policy[0])
 		policy = rule->swap_policy;
 	return strcmp(policy, "none") ? policy : NULL;
 }
 
-void manager_swap_by(struct process *p, const struct usm_config_process *rule)
+void manager_swap_by(struct process *p, const struct usm_config_rule *rule)
 {
 	struct arena_process *s = p->shared;
 
-	if (policy_swap_by(p, rule ? rule->swap_policy : "") < 0)
+	if (policy_swap_by(p, rule->swap_policy) < 0)
 		log_event(LOG_WARNING,
 			  &((struct usm_log_fields){.event = "policy",
 						    .message_id = USM_MSG_POLICY,
@@ -191,7 +198,7 @@ void manager_swap_by(struct process *p, const struct usm_config_process *rule)
 			  "%s (pid %d): 'process swap %s %s': a policy can choose only among pages "
 			  "that a policy of the same file has placed; %s, which places them, chooses "
 			  "what leaves",
-			  s->name, s->pid, rule->name, rule->swap_policy, s->policy);
+			  s->name, s->pid, rule->swap_name, rule->swap_policy, s->policy);
 }
 
 /* May `policy` choose what leaves of the pages that the rule's, or the default, places? */
@@ -339,33 +346,40 @@ static void assign_dir(struct manager *m, bool runtime, char *dir, size_t size)
 		snprintf(dir, size, "%s", runtime ? "/run/usmd/conf.d" : "/etc/usmd/conf.d");
 }
 
-static bool has_name(const struct arena_process *s, const char *name)
+/* Does a rule of that name mean this process, which runs and is not managed? */
+static bool means_running(const char *name, uid_t uid, pid_t pid)
 {
-	return !strcmp(s->name, name) || !strcmp(s->argv0, name);
+	_cleanup_free_ char *unit = NULL;
+	char path[300], exe[PATH_MAX];
+	struct usm_config_subject s = {.argv0 = ""};
+	struct stat st;
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/proc/%d/exe", pid);
+	len = readlink(path, exe, sizeof(exe) - 1);
+	if (len <= 0)
+		return false;
+	exe[len] = '\0';
+	s.name = strrchr(exe, '/') ? strrchr(exe, '/') + 1 : exe;
+	*strrchr(path, '/') = '\0';
+	s.uid = stat(path, &st) < 0 ? (uid_t)-1 : st.st_uid;
+	s.unit = usm_rule_parse(name, NULL) == USM_RULE_UNIT && sd_pid_get_unit(pid, &unit) >= 0 ?
+			 unit :
+			 "";
+	return usm_config_is_meant(name, uid, &s);
 }
 
-static unsigned count_unmanaged(struct manager *m, const char *name)
+static unsigned count_unmanaged(struct manager *m, const char *name, uid_t uid)
 {
 	_cleanup_closedir_ DIR *d = opendir("/proc");
 	struct dirent *de;
 	unsigned n = 0;
 
 	while (d && (de = readdir(d))) {
-		char path[300], exe[PATH_MAX];
 		pid_t pid = atoi(de->d_name);
 		bool managed = false;
-		const char *base;
-		ssize_t len;
 
-		if (pid <= 0)
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/exe", pid);
-		len = readlink(path, exe, sizeof(exe) - 1);
-		if (len <= 0)
-			continue;
-		exe[len] = '\0';
-		base = strrchr(exe, '/');
-		if (strcmp(base ? base + 1 : exe, name))
+		if (pid <= 0 || !means_running(name, uid, pid))
 			continue;
 		for (uint32_t i = 0; i < arena_processes(m->core.arena) && !managed; i++)
 			managed = atomic_load(&m->core.arena->process[i].state) == PROCESS_LIVE &&
@@ -376,14 +390,18 @@ static unsigned count_unmanaged(struct manager *m, const char *name)
 }
 
 int manager_assign(struct manager *m, const char *name, char which, const char *policy,
-		   uint64_t limit_bytes, bool runtime, struct usm_assign_result *ret,
+		   uint64_t limit_bytes, bool allow, bool runtime, struct usm_assign_result *ret,
 		   char **ret_message)
 {
 	struct usm_assign_result result = {0};
+	uid_t uid = (uid_t)-1;
 	struct pool *pool;
 	char dir[PATH_MAX];
+	const char *what;
 	int r;
 
+	if (usm_rule_parse(name, &what) == USM_RULE_USER && usm_find_user(what, &uid) < 0)
+		return say(ret_message, -ESRCH, "There is no user '%s'%s", what, "");
 	if (policy && strcmp(policy, "none")) {
 		r = manager_pool(m, policy, &pool, ret_message);
 		if (r < 0)
@@ -395,7 +413,7 @@ int manager_assign(struct manager *m, const char *name, char which, const char *
 			return r;
 	}
 	assign_dir(m, runtime, dir, sizeof(dir));
-	r = usm_config_assign_set(dir, name, which, policy, limit_bytes);
+	r = usm_config_assign_set(dir, name, which, policy, limit_bytes, allow);
 	if (r == -ERANGE)
 		return say(ret_message, r, "The limit must be 1M or more%s%s", "", "");
 	if (r < 0)
@@ -405,10 +423,12 @@ int manager_assign(struct manager *m, const char *name, char which, const char *
 		return r;
 	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct arena_process *s = &m->core.arena->process[i];
+		struct usm_config_subject subject = subject_of(s);
 
-		result.taken_over += atomic_load(&s->state) == PROCESS_LIVE && has_name(s, name);
+		result.taken_over += atomic_load(&s->state) == PROCESS_LIVE &&
+				     usm_config_is_meant(name, uid, &subject);
 	}
-	result.unmanaged = count_unmanaged(m, name);
+	result.unmanaged = count_unmanaged(m, name, uid);
 	log_event(LOG_NOTICE,
 		  &((struct usm_log_fields){.event = "assign",
 					    .message_id = USM_MSG_ASSIGN,

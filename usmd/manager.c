@@ -82,16 +82,16 @@ void manager_apply(struct manager *m)
 	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &c->process[i];
 		struct arena_process *s = p->shared;
-		const struct usm_config_process *rule;
+		struct usm_config_rule rule;
 		_cleanup_free_ char *message = NULL;
 		const char *policy;
 		struct pool *pool;
 
 		if (atomic_load(&s->state) != PROCESS_LIVE)
 			continue;
-		policy = manager_policy_for(m, s->name, s->argv0, &rule);
-		s->limit_pages = rule ? rule->limit_bytes / USM_PAGE_SIZE : 0;
-		s->priority = rule ? rule->priority : 0;
+		policy = manager_policy_for(m, s, &rule);
+		s->limit_pages = rule.limit_bytes / USM_PAGE_SIZE;
+		s->priority = rule.priority;
 		if (!policy) {
 			/* Not to be managed any more: everything goes back into it. */
 			atomic_store(&p->release, true);
@@ -103,7 +103,7 @@ void manager_apply(struct manager *m)
 			s->pool = pool->number;
 			snprintf(s->policy, sizeof(s->policy), "%s", policy);
 		}
-		manager_swap_by(p, rule);
+		manager_swap_by(p, &rule);
 	}
 	reclaim_kick(c);
 }
@@ -178,8 +178,8 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 		 char *text, size_t size)
 {
 	struct manager *m = userdata;
-	const struct usm_config_process *rule;
-	const char *policy = manager_policy_for(m, s->name, s->argv0, &rule);
+	struct usm_config_rule rule;
+	const char *policy = manager_policy_for(m, s, &rule);
 	_cleanup_free_ char *message = NULL;
 	gid_t groups[256];
 	int r;
@@ -191,7 +191,7 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 		snprintf(text, size, "the keeper of usmd was killed; start usmd again");
 		return -ESHUTDOWN;
 	}
-	if (s->uid && !usm_config_allows(m->config, exe, s->uid, groups,
+	if (s->uid && !usm_config_allows(m->config, exe, s->unit, s->uid, groups,
 					 read_groups(s->pid, groups, ARRAY_SIZE(groups)))) {
 		snprintf(text, size, "no 'allow %.60s' line lets this user have it managed", exe);
 		return -EPERM;
@@ -203,8 +203,8 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 		return r;
 	}
 	manager_default_swap(m);
-	s->limit_pages = rule ? rule->limit_bytes / USM_PAGE_SIZE : 0;
-	s->priority = rule ? rule->priority : 0;
+	s->limit_pages = rule.limit_bytes / USM_PAGE_SIZE;
+	s->priority = rule.priority;
 	snprintf(s->policy, sizeof(s->policy), "%s", policy);
 	return 0;
 }
@@ -212,10 +212,10 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 static void attached(void *userdata, struct process *p)
 {
 	struct manager *m = userdata;
-	const struct usm_config_process *rule;
+	struct usm_config_rule rule;
 
-	manager_policy_for(m, p->shared->name, p->shared->argv0, &rule);
-	manager_swap_by(p, rule);
+	manager_policy_for(m, p->shared, &rule);
+	manager_swap_by(p, &rule);
 	/* It was greeted before that. */
 	if (m->stopping)
 		atomic_store(&p->release, true);

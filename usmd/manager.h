@@ -89,10 +89,10 @@ unsigned manager_list_swaps(struct manager *m, struct usm_swap_info *info, unsig
 const struct usm_config *manager_config(struct manager *m);
 
 /* which: 'b' both, 'a' alloc, 's' swap; policy NULL: keep; limit_bytes UINT64_MAX: keep;
- * runtime: /run instead of /etc.  -ENOENT: no such policy.  Takes effect at once for
- * managed processes of that name. */
+ * allow: programs of this unit may be managed, whoever's they are; runtime: /run instead of
+ * /etc.  -ENOENT: no such policy.  Takes effect at once for managed processes that it means. */
 int manager_assign(struct manager *m, const char *name, char which, const char *policy,
-		   uint64_t limit_bytes, bool runtime, struct usm_assign_result *ret,
+		   uint64_t limit_bytes, bool allow, bool runtime, struct usm_assign_result *ret,
 		   char **ret_message);
 /* -ENOENT: no rule; -EPERM: an administrator's own file says it (message names FILE:LINE). */
 int manager_unassign(struct manager *m, const char *name, char **ret_message);

@@ -69,7 +69,7 @@ static void check(const struct usm_config *c)
 	check_name(c->default_policy, false);
 	check_name(c->threshold_policy, c->threshold_percent == 0);
 	for (unsigned i = 0; i < c->nr_processes; i++) {
-		check_name(c->processes[i].name, false);
+		FUZZ_CHECK(usm_rule_parse(c->processes[i].name, NULL) >= 0);
 		check_name(c->processes[i].alloc_policy, true);
 		check_name(c->processes[i].swap_policy, true);
 		FUZZ_CHECK(usm_config_find(c, c->processes[i].name) == &c->processes[i]);
@@ -78,9 +78,12 @@ static void check(const struct usm_config *c)
 		FUZZ_CHECK(c->swaps[i].path[0] == '/' && strlen(c->swaps[i].path) < 256);
 	for (unsigned i = 0; i < c->nr_policies; i++)
 		FUZZ_CHECK(c->policies[i].path[0] == '/');
-	for (unsigned i = 0; i < c->nr_allows; i++)
-		FUZZ_CHECK(usm_config_allows(c, c->allows[i].path, c->allows[i].is_group ? 1 : c->allows[i].id,
-					     &c->allows[i].id, 1));
+	for (unsigned i = 0; i < c->nr_allows; i++) {
+		const struct usm_config_allow *a = &c->allows[i];
+
+		FUZZ_CHECK(a->path ? usm_config_allows(c, a->path, "", a->is_group ? 1 : a->id, &a->id, 1) :
+				     usm_config_allows(c, "", a->who, 1, NULL, 0));
+	}
 }
 
 static void write_file(const uint8_t *data, size_t size)
@@ -106,11 +109,11 @@ static void check_assign(const struct usm_config *before)
 		FUZZ_CHECK(usm_config_assign_unset(dir, NAME) == 0);
 		FUZZ_CHECK(usm_config_assign_unset(dir, NAME) == -ENOENT);
 	}
-	FUZZ_CHECK(usm_config_assign_set(dir, NAME, 's', "other", UINT64_MAX) == 0);
-	FUZZ_CHECK(usm_config_assign_set(dir, NAME, 'a', "policy", 3 << 20) == 0);
+	FUZZ_CHECK(usm_config_assign_set(dir, NAME, 's', "other", UINT64_MAX, false) == 0);
+	FUZZ_CHECK(usm_config_assign_set(dir, NAME, 'a', "policy", 3 << 20, false) == 0);
 	FUZZ_CHECK(usm_config_load(path, NULL, &after) == 0);
 	p = usm_config_find(after, NAME);
-	FUZZ_CHECK(p && strcmp(p->alloc_policy, "policy") == 0 && strcmp(p->swap_policy, "other") == 0 &&
+	FUZZ_CHECK(p && p->has_limit && strcmp(p->alloc_policy, "policy") == 0 && strcmp(p->swap_policy, "other") == 0 &&
 		   p->limit_bytes == 3 << 20);
 	FUZZ_CHECK(nr_others(after) == nr_others(before));
 	usm_config_free(after);
@@ -133,7 +136,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_assign(c);
 	} else {
 		/* A file with a wrong line is left to whoever wrote it. */
-		FUZZ_CHECK(usm_config_assign_set(dir, NAME, 'b', "policy", UINT64_MAX) == -EINVAL);
+		FUZZ_CHECK(usm_config_assign_set(dir, NAME, 'b', "policy", UINT64_MAX, false) == -EINVAL);
 		FUZZ_CHECK(usm_config_assign_unset(dir, NAME) == -EINVAL);
 	}
 	usm_config_free(c);

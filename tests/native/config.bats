@@ -55,6 +55,20 @@ rejects() {
 	[[ $output == *nonsense* ]]
 }
 
+@test "rules for units and users" {
+	accepts "process unit:redis-server.service policyOne" "limit unit:redis-server@.service 64M" \
+		"priority user:root 3" "process user:4000000 none" "allow unit:redis-server.service"
+	rejects "process unit:redis-server policyOne"
+	rejects "process unit:../x.service policyOne"
+	rejects "limit unit: 64M"
+	rejects "limit user: 64M"
+	rejects "allow unit:redis-server"
+	rejects "allow user:root"
+	# Users come and go.
+	accepts "process user:no-such-user-here policyOne"
+	[[ $output == *"$F:1: there is no user 'no-such-user-here'"* ]]
+}
+
 @test "memory" {
 	rejects "memory"
 	rejects "memory 0"

@@ -159,11 +159,11 @@ const struct usm_config *manager_config(struct manager *m)
 }
 
 int manager_assign(struct manager *m, const char *name, char which, const char *policy,
-		   uint64_t limit_bytes, bool runtime, struct usm_assign_result *ret,
+		   uint64_t limit_bytes, bool allow, bool runtime, struct usm_assign_result *ret,
 		   char **ret_message)
 {
-	snprintf(m->last, sizeof(m->last), "assign %s %c %s %lld %d", name, which, policy ?: "-",
-		 (long long)limit_bytes, runtime);
+	snprintf(m->last, sizeof(m->last), "assign %s %c %s %lld%s %d", name, which, policy ?: "-",
+		 (long long)limit_bytes, allow ? " allow" : "", runtime);
 	if (policy && strcmp(policy, "policyOne") != 0)
 		return -ENOENT;
 	if (strcmp(name, "readonly") == 0)

@@ -233,30 +233,30 @@ static void test_assign_set(void **state)
 
 	(void)state;
 	/* The directory is made, too, but only usmd's own part of the path. */
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", UINT64_MAX), -ENOENT);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", UINT64_MAX, false), -ENOENT);
 	put("etc/other", "");
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", UINT64_MAX, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process a one\n");
 	assert_clean();
 
-	assert_int_equal(usm_config_assign_set(dir(), "b", 'b', "two", 64 * MIB), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "b", 'b', "two", 64 * MIB, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process a one\nprocess b two\nlimit b 64M\n");
 
 	/* NULL and UINT64_MAX keep. */
-	assert_int_equal(usm_config_assign_set(dir(), "a", 's', "three", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 's', "three", UINT64_MAX, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process b two\nlimit b 64M\n"
 			    "process alloc a one\nprocess swap a three\n");
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', NULL, 1536 * 1024), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', NULL, 1536 * 1024, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process b two\nlimit b 64M\n"
 			    "process alloc a one\nprocess swap a three\nlimit a 1536K\n");
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'a', "three", UINT64_MAX), 0);
-	assert_int_equal(usm_config_assign_set(dir(), "b", 'b', "four", 0), 0);
-	assert_int_equal(usm_config_assign_set(dir(), "c", 'a', "five", 1ull << 40), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'a', "three", UINT64_MAX, false), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "b", 'b', "four", 0, false), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "c", 'a', "five", 1ull << 40, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process a three\nlimit a 1536K\n"
 			    "process b four\nlimit b 0\n"
 			    "process alloc c five\nlimit c 1T\n");
 	/* "No limit" stays said. */
-	assert_int_equal(usm_config_assign_set(dir(), "b", 's', "six", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "b", 's', "six", UINT64_MAX, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), HEADER "process a three\nlimit a 1536K\n"
 			    "process alloc c five\nlimit c 1T\n"
 			    "process alloc b four\nprocess swap b six\nlimit b 0\n");
@@ -285,13 +285,13 @@ static void test_assign_invalid(void **state)
 {
 	(void)state;
 	put(ASSIGN_FILE, "process a one\n");
-	assert_int_equal(usm_config_assign_set(dir(), "a b", 'b', "one", UINT64_MAX), -EINVAL);
-	assert_int_equal(usm_config_assign_set(dir(), "a\nworkers", 'b', "one", 0), -EINVAL);
-	assert_int_equal(usm_config_assign_set(dir(), "", 'b', "one", UINT64_MAX), -EINVAL);
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "o/ne", UINT64_MAX), -EINVAL);
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'x', "one", UINT64_MAX), -EINVAL);
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", MIB - 1), -ERANGE);
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", (1ull << 47) + 1), -ERANGE);
+	assert_int_equal(usm_config_assign_set(dir(), "a b", 'b', "one", UINT64_MAX, false), -EINVAL);
+	assert_int_equal(usm_config_assign_set(dir(), "a\nworkers", 'b', "one", 0, false), -EINVAL);
+	assert_int_equal(usm_config_assign_set(dir(), "", 'b', "one", UINT64_MAX, false), -EINVAL);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "o/ne", UINT64_MAX, false), -EINVAL);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'x', "one", UINT64_MAX, false), -EINVAL);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", MIB - 1, false), -ERANGE);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "one", (1ull << 47) + 1, false), -ERANGE);
 	assert_int_equal(usm_config_assign_unset(dir(), "a/b"), -EINVAL);
 	assert_string_equal(get(ASSIGN_FILE), "process a one\n");
 	assert_clean();
@@ -304,9 +304,9 @@ static void test_assign_unset(void **state)
 	put(ASSIGN_FILE, "");
 	assert_int_equal(usm_config_assign_unset(dir(), "a"), -ENOENT);
 
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'a', "one", 64 * MIB), 0);
-	assert_int_equal(usm_config_assign_set(dir(), "aa", 'b', "two", UINT64_MAX), 0);
-	assert_int_equal(usm_config_assign_set(dir(), "alloc", 'b', "two", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'a', "one", 64 * MIB, false), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "aa", 'b', "two", UINT64_MAX, false), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "alloc", 'b', "two", UINT64_MAX, false), 0);
 	assert_int_equal(usm_config_assign_unset(dir(), "b"), -ENOENT);
 	assert_int_equal(usm_config_assign_unset(dir(), "two"), -ENOENT);
 	assert_int_equal(usm_config_assign_unset(dir(), "a"), 0);
@@ -326,7 +326,7 @@ static void test_assign_foreign_lines(void **state)
 	(void)state;
 	put(ASSIGN_FILE, "# mine  # kept\n\n  priority a 4\nprocess a one # note\n"
 			 "\tlimit  a  64\nworkers 3");
-	assert_int_equal(usm_config_assign_set(dir(), "a", 's', "two", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 's', "two", UINT64_MAX, false), 0);
 	assert_string_equal(get(ASSIGN_FILE), "# mine  # kept\n\n  priority a 4\nworkers 3\n"
 			    "process alloc a one\nprocess swap a two\nlimit a 64M\n");
 	assert_int_equal(usm_config_assign_unset(dir(), "a"), 0);
@@ -334,7 +334,7 @@ static void test_assign_foreign_lines(void **state)
 
 	put(ASSIGN_FILE, "process a one\nproces b two\n");
 	capture_begin(&capture);
-	r = usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX);
+	r = usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX, false);
 	keep_log();
 	assert_int_equal(r, -EINVAL);
 	assert_non_null(strstr(logged, "50-usmctl.conf:2: unknown directive 'proces', expected "));
@@ -356,7 +356,7 @@ static void test_assign_atomic(void **state)
 	f = fopen(path, "r");
 	assert_non_null(f);
 	assert_int_equal(stat(path, &before), 0);
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX), 0);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX, false), 0);
 	assert_int_equal(stat(path, &after), 0);
 	assert_true(before.st_ino != after.st_ino);
 	assert_non_null(fgets(text, sizeof(text), f));
@@ -371,7 +371,7 @@ static void test_assign_atomic(void **state)
 		return;
 	}
 	put(ASSIGN_FILE, "process a one\n");
-	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX), -ENOSPC);
+	assert_int_equal(usm_config_assign_set(dir(), "a", 'b', "two", UINT64_MAX, false), -ENOSPC);
 	assert_string_equal(get(ASSIGN_FILE), "process a one\n");
 	assert_clean();
 	assert_int_equal(umount(dir()), 0);

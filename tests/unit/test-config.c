@@ -530,14 +530,14 @@ static void test_allow(void **state)
 	assert_string_equal(c->allows[3].who, "root");
 	assert_int_equal(c->allows[3].id, 0);
 
-	assert_true(usm_config_allows(c, "/usr/bin/a", 1001, none, 1));
-	assert_false(usm_config_allows(c, "/usr/bin/a", 1002, groups, 2));
-	assert_false(usm_config_allows(c, "/usr/bin/aa", 1001, none, 1));
-	assert_false(usm_config_allows(c, "a", 1001, none, 1));
-	assert_true(usm_config_allows(c, "/usr/bin/b", 1002, groups, 2));
-	assert_false(usm_config_allows(c, "/usr/bin/b", 27, none, 1)); /* a uid, not a gid */
-	assert_false(usm_config_allows(c, "/usr/bin/b", 1002, NULL, 0));
-	assert_true(usm_config_allows(c, "/usr/bin/z", 0, NULL, 0));
+	assert_true(usm_config_allows(c, "/usr/bin/a", "", 1001, none, 1));
+	assert_false(usm_config_allows(c, "/usr/bin/a", "", 1002, groups, 2));
+	assert_false(usm_config_allows(c, "/usr/bin/aa", "", 1001, none, 1));
+	assert_false(usm_config_allows(c, "a", "", 1001, none, 1));
+	assert_true(usm_config_allows(c, "/usr/bin/b", "", 1002, groups, 2));
+	assert_false(usm_config_allows(c, "/usr/bin/b", "", 27, none, 1)); /* a uid, not a gid */
+	assert_false(usm_config_allows(c, "/usr/bin/b", "", 1002, NULL, 0));
+	assert_true(usm_config_allows(c, "/usr/bin/z", "", 0, NULL, 0));
 	usm_config_free(c);
 
 	bad("allow a root\n", "usmd: /f:1: bad value 'a' for allow, expected the full path of an "
@@ -546,7 +546,8 @@ static void test_allow(void **state)
 	bad("allow /a @no-such-group\n", "usmd: /f:1: bad value '@no-such-group' " ALLOW_EXPECTED);
 	bad("allow /a 4294967295\n", "usmd: /f:1: bad value '4294967295' " ALLOW_EXPECTED);
 	bad("allow /a @\n", "usmd: /f:1: bad value '@' " ALLOW_EXPECTED);
-	bad("allow /a\n", "usmd: /f:1: 1 value for allow, expected 'allow PATH USER|@GROUP'\n");
+	bad("allow\n", "usmd: /f:1: 0 values for allow, expected 'allow PATH USER|@GROUP' or 'allow "
+		       "unit:NAME'\n");
 }
 
 /* The shipped file says what is in force without it. */
@@ -589,7 +590,7 @@ static void test_shipped(void **state)
 	assert_int_equal(c->swaps[0].size_bytes, 0);
 	assert_int_equal(c->threshold_percent, 80);
 	assert_int_equal(c->nr_policies, 1);
-	assert_int_equal(c->nr_allows, 1);
+	assert_int_equal(c->nr_allows, 2);
 	assert_true(c->nr_processes > 0);
 	usm_config_free(c);
 }

@@ -322,6 +322,17 @@ static void test_changes(void **state)
 	expect(f, fd, CALL1("Assign", "\"name\":\"db\",\"colour\":1"), INVALID("colour"));
 	assert_string_equal(f->manager.last, "untouched");
 
+	expect(f, fd, CALL1("Assign", "\"name\":\"unit:s\",\"policy\":\"policyOne\""), INVALID("name"));
+	expect(f, fd, CALL1("Assign", "\"name\":\"user:\",\"policy\":\"policyOne\""), INVALID("name"));
+	expect(f, fd, CALL1("Assign", "\"name\":\"db\",\"policy\":\"policyOne\",\"allow\":true"),
+	       INVALID("allow"));
+	expect(f, fd, CALL1("Unassign", "\"name\":\"unit:s\""), INVALID("name"));
+	assert_string_equal(f->manager.last, "untouched");
+	expect(f, fd, CALL1("Assign", "\"name\":\"unit:s.service\",\"policy\":\"policyOne\","
+				      "\"allow\":true"),
+	       REPLY("\"takenOver\":2,\"unmanaged\":1"));
+	assert_string_equal(f->manager.last, "assign unit:s.service b policyOne -1 allow 0");
+
 	expect(f, fd, CALL1("Unassign", "\"name\":\"temporary\""), REPLY(""));
 	expect(f, fd, CALL1("Unassign", "\"name\":\"x\""),
 	       ERROR("NoSuchAssignment", "\"name\":\"x\""));
@@ -510,6 +521,12 @@ static void test_access_of_group(void **state)
 		expect(f, fd, CALL1("Evict", "\"name\":\"db\",\"pages\":2"), REPLY("\"evicted\":2"));
 		expect(f, fd, CALL("ListProcesses"),
 		       REPLY("\"processes\":[" DB0 "," DB1 "," WEB2 "],\"total\":3"));
+		strcpy(f->manager.last, "untouched");
+		expect(f, fd, CALL1("Assign", "\"name\":\"unit:s.service\",\"policy\":\"policyOne\","
+					      "\"allow\":true"),
+		       ERROR("NotPermitted", "\"reason\":\"only root may allow a unit's programs to be "
+					     "managed\""));
+		assert_string_equal(f->manager.last, "untouched");
 		expect(f, fd, CALL1("LoadPolicy", "\"file\":\"/opt/mine.so\""), ROOT_ONLY);
 		expect(f, fd, CALL1("AddSwap", "\"path\":\"/s\",\"sizeBytes\":4096"), ROOT_ONLY);
 		expect(f, fd, CALL("Reload"), ROOT_ONLY);

@@ -295,6 +295,8 @@ static void test_fork(void **state)
 	p->shared->priority = -3;
 	p->shared->marker = 0xabc000;
 	p->shared->uid = 12;
+	p->shared->rule_uid = 13;
+	strcpy(p->shared->unit, "victim.service");
 	snprintf(p->shared->policy, sizeof(p->shared->policy), "one");
 	put_resident(p, FROM, 0);
 	slot = put_swapped(f, p, FROM + 1);
@@ -317,6 +319,8 @@ static void test_fork(void **state)
 	assert_int_equal(child->shared->priority, -3);
 	assert_int_equal(child->shared->marker, 0xabc000);
 	assert_int_equal(child->shared->uid, 12);
+	assert_int_equal(child->shared->rule_uid, 13);
+	assert_string_equal(child->shared->unit, "victim.service");
 	assert_string_equal(child->shared->name, "victim");
 	assert_string_equal(child->shared->policy, "one");
 	assert_true(child->shared->nonce != 0);

@@ -190,6 +190,11 @@ static void test_assign(void **state)
 	expect("assign", 2, "expected NAME");
 	expect("assign db a b", 2, "unexpected argument 'b'");
 	expect("assign 'a b' policyOne", 2, "no program's name");
+	expect("assign unit:s.service policyOne", 0, "  usmctl attach-unit s.service --policy policyOne\n");
+	expect("assign unit:s.service --limit 1M", 0, "attach-unit s.service --policy POLICY\n");
+	expect("assign user:root policyOne", 0, "of that user is not managed");
+	expect("assign unit:s policyOne", 2, "or unit:NAME.service, or user:NAME");
+	expect("assign user: policyOne", 2, "or unit:NAME.service, or user:NAME");
 	expect("assign db policyOne --limit much", 2, "expected a size");
 	expect("assign db policyOne --limit", 2, "needs a value");
 	expect("assign db policyOne --alloc --swap", 2, "exclude each other");

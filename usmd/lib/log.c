@@ -21,8 +21,8 @@
  * piece, and a thread's stack never notices. */
 #define LOG_LINE_MAX 2048u
 
-/* Longest journal field besides MESSAGE: a name or a policy, with some room. */
-#define LOG_FIELD_MAX 160u
+/* Longest journal field besides MESSAGE: USM_PROCESS, where a rule for a unit is meant. */
+#define LOG_FIELD_MAX 288u
 #define LOG_FIELDS    13u
 
 /* Where sd_journal_sendv sends.  It reports success when this is missing. */

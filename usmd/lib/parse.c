@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -148,6 +149,97 @@ bool usm_name_is_valid(const char *s)
 		if (*s <= ' ' || *s > '~' || strchr("/#\"\\", *s))
 			return false;
 	return true;
+}
+
+/* systemd's own words for the unit's type; the others have no processes that go on. */
+static const char *const unit_types[] = { ".service", ".scope" };
+
+bool usm_unit_name_is_valid(const char *s)
+{
+	size_t length = strlen(s);
+	bool has_type = false;
+
+	if (length > USM_UNIT_MAX)
+		return false;
+	for (unsigned i = 0; i < sizeof(unit_types) / sizeof(unit_types[0]); i++) {
+		size_t n = strlen(unit_types[i]);
+
+		has_type |= length > n && strcmp(s + length - n, unit_types[i]) == 0;
+	}
+	/* No unit begins with its instance. */
+	if (!has_type || *s == '@' || *s == '.')
+		return false;
+	for (; *s; s++)
+		if (!(*s >= 'a' && *s <= 'z') && !(*s >= 'A' && *s <= 'Z') &&
+		    !(*s >= '0' && *s <= '9') && !strchr(":-_.\\@", *s))
+			return false;
+	return true;
+}
+
+bool usm_unit_template(const char *unit, char *buf)
+{
+	const char *at = strchr(unit, '@'), *type = strrchr(unit, '.');
+
+	if (!at || !type || type <= at + 1)
+		return false;
+	snprintf(buf, USM_UNIT_MAX + 1, "%.*s%s", (int)(at + 1 - unit), unit, type);
+	return true;
+}
+
+bool usm_unit_is(const char *name, const char *unit)
+{
+	char template[USM_UNIT_MAX + 1];
+
+	return strcmp(name, unit) == 0 ||
+	       (usm_unit_template(unit, template) && strcmp(name, template) == 0);
+}
+
+int usm_find_user(const char *who, uid_t *ret)
+{
+	const struct passwd *p;
+	uint64_t number;
+
+	/* The highest number means "no user" to the kernel. */
+	if (usm_parse_u64(who, 0, UINT32_MAX - 1, &number) >= 0) {
+		*ret = (uid_t)number;
+		return 0;
+	}
+	p = getpwnam(who);
+	if (!p)
+		return -ENOENT;
+	*ret = p->pw_uid;
+	return 0;
+}
+
+static const char *behind(const char *s, const char *prefix)
+{
+	size_t n = strlen(prefix);
+
+	return strncmp(s, prefix, n) == 0 ? s + n : NULL;
+}
+
+int usm_rule_parse(const char *s, const char **ret_what)
+{
+	enum usm_rule_kind kind = USM_RULE_PROCESS;
+	const char *what = s;
+	bool valid;
+
+	if (behind(s, USM_RULE_UNIT_PREFIX)) {
+		kind = USM_RULE_UNIT;
+		what = behind(s, USM_RULE_UNIT_PREFIX);
+		valid = usm_unit_name_is_valid(what);
+	} else if (behind(s, USM_RULE_USER_PREFIX)) {
+		kind = USM_RULE_USER;
+		what = behind(s, USM_RULE_USER_PREFIX);
+		valid = usm_name_is_valid(what) && !strchr("-+~@", *what) && !strchr(what, ':');
+	} else {
+		valid = usm_name_is_valid(s);
+	}
+	if (!valid)
+		return -EINVAL;
+	if (ret_what)
+		*ret_what = what;
+	return (int)kind;
 }
 
 const char *usm_format_bytes(char *buf, size_t size, uint64_t bytes)
