@@ -2,6 +2,8 @@
 #
 # make             build everything below build/; that tree runs without being installed
 # make install     DESTDIR=, PREFIX=/usr/local, LIBDIR=, SYSCONFDIR=
+# make deb         Debian packages in build/deb; DEB_VERSION=X gives them that version
+# make rpm         RPM packages in build/rpm
 # make deps        list the Debian packages that are needed, install what is missing (root)
 # make demo        see it work on real programs (root; about two minutes)
 # make check       unit tests and the quick native tests (root; below three minutes)
@@ -14,6 +16,7 @@
 # make test-tsan   unit tests and some native ones with ThreadSanitizer (root; about 10 minutes)
 # make test-valgrind  unit tests (about two minutes)
 # make coverage    which lines of usmd/ the tests run (root; about 15 minutes)
+# make test-package  the packages (root; about two minutes)
 # make test-system  usmd as a service, with systemd as process 1, in Debian 12 and 13 (root)
 # make test-vm     the tests on Debian 12's own kernel, in qemu (root; about four minutes)
 # make bench       measure against the kernel (root)
@@ -63,8 +66,10 @@ PKG_CFLAGS  = $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS    = $(shell pkg-config --libs $(PKGS))
 ALL_CFLAGS  = $(BASE_FLAGS) $(CFLAGS) $(if $(SANITIZE),$(SANITIZERS)) $(CPPFLAGS)
 DEPFLAGS    = -MMD -MP
+# None of CFLAGS but where sources are said to lie: it is no ordinary code (docs/tagger.md).
 TAGGER_FLAGS := -std=gnu11 -Wall -Wextra -I. -Iusmd/lib -D_GNU_SOURCE -DUSM_VERSION='"$(VERSION)"' \
-	-O2 -g -fPIC -fno-stack-protector -fvisibility=hidden
+	-O2 -g -fPIC -fno-stack-protector -fvisibility=hidden \
+	$(filter -ffile-prefix-map=% -fdebug-prefix-map=%,$(CFLAGS))
 
 DAEMON_SRCS := $(wildcard usmd/*.c)
 LIB_SRCS    := $(wildcard usmd/lib/*.c)
@@ -95,8 +100,8 @@ FUZZERS      := $(if $(FUZZ_CC),$(patsubst tests/fuzz/%.c,$(FUZZ)/%,$(wildcard t
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
 PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
 
-.PHONY: all install uninstall deps demo check test test-teeth test-tsan test-valgrind coverage \
-	test-system test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
+.PHONY: all install uninstall deb rpm deps demo check test test-teeth test-tsan test-valgrind \
+	coverage test-package test-system test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
@@ -174,8 +179,21 @@ endef
 build/tests/torture: PROG_LIBS := -luring
 $(foreach s,$(PROG_SRCS),$(eval $(call prog_rule,$(s))))
 
+deb:
+	@$(AS_OWNER) packaging/deb.sh build/deb
+	@$(AS_OWNER) touch build/deb/built
+
+# What the tests install: built again only when something has changed.
+build/deb/built: $(shell find usmd usmctl units conf.d docs packaging Makefile -type f)
+	@echo "  DEB     build/deb"
+	$Q$(MAKE) --no-print-directory deb >build/deb.log 2>&1 || { tail -n 40 build/deb.log; exit 1; }
+	@chown --reference=. build/deb.log
+
+rpm:
+	@$(AS_OWNER) packaging/rpm.sh build/rpm
+
 deps:
-	@tests/lib/deps.sh build demo test analysis
+	@tests/lib/deps.sh build demo package test analysis
 
 demo:
 	@tests/lib/deps.sh build demo
@@ -186,11 +204,12 @@ check: all unit progs
 	@tests/lib/run.sh quick
 
 test:
-	@tests/lib/deps.sh build demo test
+	@tests/lib/deps.sh build demo package test
 	@$(MAKE) --no-print-directory all unit progs fuzzers
 	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
 	@$(MAKE) --no-print-directory SANITIZE=thread unit
 	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
+	@$(MAKE) --no-print-directory build/deb/built
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
 
 fuzz: fuzzers
@@ -226,6 +245,11 @@ coverage: progs
 test-teeth: all unit progs
 	@tests/teeth/run.sh $(TEETH)
 
+test-package:
+	@tests/lib/deps.sh build package test
+	@$(MAKE) --no-print-directory build/deb/built
+	@tests/lib/run.sh package
+
 test-system:
 	@tests/lib/deps.sh build test
 	@$(MAKE) --no-print-directory progs
@@ -248,13 +272,15 @@ bench: all progs
 D := $(DESTDIR)
 UNIT_FILES := usmd.service usmd.socket usmd.service.d/10-modprobe.conf
 install: all
-	install -d $(D)$(SBINDIR) $(D)$(BINDIR) $(D)$(LIBDIR) $(D)$(POLICYDIR) \
+	install -d $(D)$(SBINDIR) $(D)$(BINDIR) $(D)$(LIBDIR)/pkgconfig $(D)$(POLICYDIR) \
 		$(D)$(INCLUDEDIR)/usm $(D)$(SYSCONFDIR)/usmd/conf.d
 	install $(BUILD)/usmd $(D)$(SBINDIR)/usmd
 	install $(BUILD)/usmctl $(D)$(BINDIR)/usmctl
 	install -m 644 $(BUILD)/libusm-tagger.so $(D)$(LIBDIR)/libusm-tagger.so
 	install -m 644 $(BUILD)/policies/*.so $(D)$(POLICYDIR)/
 	install -m 644 usmd/include/usm/*.h $(D)$(INCLUDEDIR)/usm/
+	sed -e 's,@INCLUDEDIR@,$(INCLUDEDIR),' -e 's,@POLICYDIR@,$(POLICYDIR),' \
+		-e 's,@VERSION@,$(VERSION),' packaging/usm-policy.pc.in > $(D)$(LIBDIR)/pkgconfig/usm-policy.pc
 	@# An administrator's configuration is never overwritten.
 	@for f in conf.d/*.conf; do [ -e "$$f" ] || continue; \
 		case $$f in conf.d/usmd.conf) t=$(D)$(SYSCONFDIR)/usmd/usmd.conf ;; \
@@ -279,7 +305,7 @@ install: all
 
 uninstall:
 	rm -f $(D)$(SBINDIR)/usmd $(D)$(BINDIR)/usmctl $(D)$(LIBDIR)/libusm-tagger.so
-	rm -rf $(D)$(LIBDIR)/usmd $(D)$(INCLUDEDIR)/usm
+	rm -rf $(D)$(LIBDIR)/usmd $(D)$(INCLUDEDIR)/usm $(D)$(LIBDIR)/pkgconfig/usm-policy.pc
 	rm -f $(patsubst docs/man/%,$(D)$(MANDIR)/man*/%,$(wildcard docs/man/*)) \
 		$(addprefix $(D)$(SYSTEMDDIR)/system/,$(UNIT_FILES)) \
 		$(D)$(SYSTEMDDIR)/system-generators/usmd-generator \
