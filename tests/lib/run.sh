@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # run.sh quick|all [FILE.bats...]: the tests of what is built. Writes TAP to build/results and
 # ends with a line "N passed, N failed". Fails if anything failed, or if a tier was skipped.
+# run.sh package: those of the packages alone.
 # run.sh thread|valgrind|coverage: some of them, of what was built for that (Makefile).
 set -uo pipefail
 
@@ -11,7 +12,7 @@ shift
 results=build/results
 passed=0 failed=0 skipped=0
 declare -A ran=([unit]=0 [native]=0)
-[ "$mode" != all ] || [ $# -gt 0 ] || ran[fuzz]=0 ran[system]=0 ran[vm]=0
+[ "$mode" != all ] || [ $# -gt 0 ] || ran[package]=0 ran[fuzz]=0 ran[system]=0 ran[vm]=0
 
 if [ "$(id -u)" -ne 0 ]; then
 	echo "run.sh: the native tests need root: sudo make check (or: sudo make test)" >&2
@@ -58,14 +59,19 @@ unit_tests() {
 	done
 }
 
-# native_tests FILE [OPTION...]: of bats.
-native_tests() {
-	local name
+# bats_tests TIER FILE [OPTION...]: of bats.
+bats_tests() {
+	local name tier=$1
 
+	shift
 	name=$(basename "$1" .bats)
-	echo "# native: $name"
+	echo "# $tier: $name"
 	BATS_TEST_TIMEOUT=900 bats --tap --timing "$@" </dev/null 2>&1 | tee "$results/$name.tap"
-	count "$results/$name.tap" "${PIPESTATUS[0]}" native
+	count "$results/$name.tap" "${PIPESTATUS[0]}" "$tier"
+}
+
+native_tests() {
+	bats_tests native "$@"
 }
 
 tsan="history_size=7 suppressions=$PWD/tests/lib/tsan.supp"
@@ -94,6 +100,9 @@ valgrind)
 		unit_tests build/valgrind valgrind valgrind -q --error-exitcode=99 --leak-check=full \
 		--show-leak-kinds=definite --errors-for-leak-kinds=definite
 	unset "ran[native]"
+	;;
+package)
+	ran=([package]=0)
 	;;
 coverage)
 	unit_tests build/coverage/unit coverage
@@ -131,6 +140,12 @@ done
 if [[ $mode = all && $# -eq 0 ]] && ! tests/teeth/run.sh --fit; then
 	echo "not ok seeded defects (tests/teeth) do not fit the tree"
 	failed=$((failed + 1))
+fi
+
+if [ -n "${ran[package]:-}" ]; then
+	for f in tests/package/*.bats; do
+		bats_tests package "$f"
+	done
 fi
 
 if [ -n "${ran[fuzz]:-}" ]; then

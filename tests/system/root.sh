@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# root.sh RELEASE: a root file system of that Debian release (bookworm, trixie), with systemd and
-# what the tests and the packages of usmd need, but without usmd. Prints its folder.
+# root.sh RELEASE [PACKAGE...]: a root file system of that Debian release (bookworm, trixie), with
+# systemd, what the tests and the packages of usmd need, and these packages, but without usmd. Prints
+# its folder.
 #
 # It is made once and kept in $USM_CACHE_DIR, or else in /var/cache/usmd-test, until the release
 # has another point release or this script changes. Nothing ever writes to it. Needs root.
@@ -15,14 +16,17 @@ cache=${USM_CACHE_DIR:-/var/cache/usmd-test}
 packages=systemd-sysv,udev,dbus,kmod,procps,util-linux,e2fsprogs
 packages+=,libsystemd0,libjson-c5,libcap2,liburing2,libxxhash0
 packages+=,bats,jq,python3,stress-ng,stressapptest,redis-server,redis-tools
+for p in "${@:2}"; do
+	packages+=,$p
+done
 
 mkdir -p "$cache"
 work=$(mktemp -d "$cache/new.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/sources"
 own_sources "$work/sources" "$release"
-base=$cache/system-$release-$(cat tests/system/root.sh tests/lib/debian-root.bash "$work"/sources/debian.* |
-	sha256sum | cut -c1-16)
+base=$cache/system-$release-$({ cat tests/system/root.sh tests/lib/debian-root.bash "$work"/sources/debian.*
+	echo "$packages"; } | sha256sum | cut -c1-16)
 if file=$(release_file "$work/sources" "$release"); then
 	root=$base-$(sha256sum "$file" | cut -c1-16)
 else
