@@ -251,8 +251,8 @@ test-package:
 	@tests/lib/run.sh package
 
 test-system:
-	@tests/lib/deps.sh build test
-	@$(MAKE) --no-print-directory progs
+	@tests/lib/deps.sh build package test
+	@$(MAKE) --no-print-directory progs build/deb/built
 	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
 	@tests/system/run.sh
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# run.sh [-r RELEASE] [-f PATTERN] [FILE.bats...]: what is built, installed in Debian 12 and 13 with
+# run.sh [-r RELEASE] [-f PATTERN] [FILE.bats...]: the packages, installed in Debian 12 and 13 with
 # systemd as process 1 (systemd-nspawn, the kernel is this machine's). Each file of tests has a
 # machine of its own. Prints TAP; TAP, journals and consoles are left in build/results/system.
 # run.sh -r RELEASE --shell [COMMAND...]: a command, or a shell, in such a machine.
@@ -39,9 +39,10 @@ fail() {
 	exit 1
 }
 
-for c in systemd-nspawn mmdebstrap nsenter unshare; do
+for c in systemd-nspawn mmdebstrap nsenter unshare dpkg-buildpackage; do
 	command -v $c >/dev/null || fail "needs the command $c (make deps)"
 done
+make --no-print-directory build/deb/built >&2 || fail "the packages cannot be built"
 [ -c /dev/userfaultfd ] || fail "needs /dev/userfaultfd (Linux 6.1 or newer)"
 
 work=$(mktemp -d "${USM_TEST_DIR:-/var/tmp}/usmd-system.XXXXXX") || exit 1
@@ -60,12 +61,11 @@ layer() {
 	mount -t overlay overlay -o "lowerdir=${*:2},upperdir=$1/upper,workdir=$1/work" "$1/root"
 }
 
-# install_usmd ROOT: and what the tests need, below /usm.
+# install_usmd ROOT: the packages, and what the tests need, below /usm.
 install_usmd() {
-	make --no-print-directory VARIANT=system PREFIX=/usr DESTDIR="$1" install || return 1
-	chroot "$1" systemd-sysusers || return 1
-	chroot "$1" journalctl --update-catalog || return 1
-	mkdir -p "$1/usm/build" && cp -r tests "$1/usm/" && cp -r build/tests "$1/usm/build/" || return 1
+	mkdir -p "$1/usm/build" && cp -r tests packaging "$1/usm/" &&
+		cp -r build/tests build/deb "$1/usm/build/" || return 1
+	chroot "$1" sh -c 'dpkg -i /usm/build/deb/usmd_*.deb /usm/build/deb/usmd-dev_*.deb' || return 1
 	# Nothing is left to be done at the first boot.
 	touch "$1/etc/.updated" "$1/var/.updated"
 }
