@@ -295,6 +295,8 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	f.n = 0;
 	f.frame[0] = 0;
 	f.urgent = fault_is_agents(p, fault);
+	if (f.urgent)
+		KILL_POINT("fault-of-agent");
 	if (!process_latch(p))
 		return;
 	f.entry = process_page(p, f.vpn, true);

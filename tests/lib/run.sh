@@ -96,7 +96,7 @@ thread)
 valgrind)
 	# It runs one thread at a time: one that waits for a userfault, or in close(), keeps the one
 	# that would end that from running.
-	UNIT_SKIP="test-failures test-under-way test-closer" USM_TEST_SKIP=test_real \
+	UNIT_SKIP="test-failures test-under-way test-closer test-link" USM_TEST_SKIP=test_real \
 		unit_tests build/valgrind valgrind valgrind -q --error-exitcode=99 --leak-check=full \
 		--show-leak-kinds=definite --errors-for-leak-kinds=definite
 	unset "ran[native]"

@@ -44,7 +44,7 @@ program() {
 load_start() {
 	local i
 
-	[ -n "${WITHOUT_FORKS:-}" ] || program torture "$T/bin/torture" "$1" 3 4096 5
+	program torture "$T/bin/torture" "$1" 3 4096 5
 	program stressapptest stressapptest -s "$1" -M 64 -m 1 -W
 	# Each may be in an event or in a fault when usmd dies.
 	for i in 1 2 3 4 5; do
@@ -60,7 +60,7 @@ has_swapped() {
 swapped_start() {
 	requires_command stressapptest
 	load_start "$1"
-	[ -n "${WITHOUT_FORKS:-}" ] || wait_for 30 has_swapped torture
+	wait_for 30 has_swapped torture
 	wait_for 30 has_swapped stressapptest
 }
 
@@ -176,10 +176,6 @@ no_usmd() {
 }
 
 @test "both are killed: who has pages on swap is killed after the grace, and says so" {
-	# An agent that gives a page to one of a forked family may wait for usmd itself
-	# (docs/tagger.md), and then nobody counts.
-	local WITHOUT_FORKS=1
-
 	start_usmd 32 "default policyOne" "grace $NO_DAEMON_SEC"
 	swapped_start 60
 	kill_both
@@ -204,7 +200,7 @@ has_faulted() {
 }
 
 @test "both are killed, and usmd comes back: programs wait for it, and see no wrong byte" {
-	local dir=$T/home/redis WITHOUT_FORKS=1
+	local dir=$T/home/redis
 
 	requires_command redis-check-rdb redis-cli
 	start_usmd 32 "default policyOne" "grace 120"

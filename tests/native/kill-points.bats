@@ -279,3 +279,28 @@ ended_well() {
 		ended_well
 	done
 }
+
+# Not by its command line, which may be on swap.
+family_ended() {
+	! readlink /proc/[0-9]*/exe | grep -qx "$T/bin/family"
+}
+
+@test "all of usmd dies while an agent waits for it: the program is killed after the grace" {
+	local before
+
+	start_usmd 16 "default policyOne" "grace 1"
+	managed root 60 "$T/bin/family" 8 1000 > "$T/program" 2>&1 </dev/null 3>&- &
+	PROGRAM=$!
+	BACKGROUND+=("$PROGRAM")
+	# Nobody follows that engine.
+	kill -STOP "$USMD_PID"
+	before=$(deaths)
+	arm fault-of-agent 20
+	wait_for 60 has_died "$before"
+	kill -KILL "$USMD_PID"
+	wait "$USMD_PID" || :
+	USMD_PID=""
+	# Its children, too.
+	wait_for 20 family_ended
+	grep -q "usm-tagger: family: usmd is gone, and with it pages of this program" "$T/program"
+}

@@ -34,6 +34,11 @@ enum usm_agent_state usm_agent_watch(struct usm_agent *a)
 	return USM_AGENT_RUNNING;
 }
 
+void usm_link_start(struct usm_agent *a)
+{
+	(void)a;
+}
+
 void usm_agent_lazyfree(struct usm_agent *a, uint32_t req)
 {
 	(void)a;

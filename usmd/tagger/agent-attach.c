@@ -50,9 +50,9 @@ static void set_receive_timeout(int sock, long sec)
 }
 
 /* A message of the daemon; the number of its descriptors, or a negative errno. */
-static int receive(struct usm_agent *a, struct usm_attach_msg *m, int fds[2])
+static int receive(int sock, struct usm_attach_msg *m, int fds[2])
 {
-	int nr = usm_message_recv(a->sock, m, sizeof(*m), fds);
+	int nr = usm_message_recv(sock, m, sizeof(*m), fds);
 
 	if (nr < 0)
 		return nr;
@@ -71,6 +71,7 @@ static void close_all(const int *fds, int nr)
 		sys_close(fds[i]);
 }
 
+/* A socket, or a negative errno. */
 static int connect_once(struct usm_agent *a)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -87,8 +88,7 @@ static int connect_once(struct usm_agent *a)
 		return (int)r;
 	}
 	set_receive_timeout((int)sock, ANSWER_SEC);
-	a->sock = (int)sock;
-	return 0;
+	return (int)sock;
 }
 
 static int connect_daemon(struct usm_agent *a)
@@ -98,7 +98,10 @@ static int connect_daemon(struct usm_agent *a)
 
 	while ((r = connect_once(a)) < 0 && sys_now_usec() < until)
 		sys_sleep_usec(RETRY_USEC);
-	return r;
+	if (r < 0)
+		return r;
+	a->sock = r;
+	return 0;
 }
 
 /* Maps the ops memory, over the old one when there is one: the program's threads use it too. */
@@ -118,6 +121,16 @@ static int map_ops(struct usm_agent *a, int fd)
 	if (a->ops->magic != USM_ATTACH_MAGIC || a->ops->version != USM_ATTACH_VERSION)
 		return -EPROTO;
 	return 0;
+}
+
+/* The operation that is under way goes on in it. */
+static bool is_same_ops(const struct usm_agent *a, int fd)
+{
+	uint64_t identity = 0;
+
+	return sys4(SYS_pread64, fd, &identity, sizeof(identity),
+		    offsetof(struct usm_agent_ops, identity)) == (long)sizeof(identity) &&
+	       identity == a->ops->identity;
 }
 
 /* No operation runs before READY: nothing to wait for, and nobody else writes the table yet. */
@@ -206,7 +219,7 @@ static int hello(struct usm_agent *a, char reason[128])
 	}
 	r = usm_message_send(a->sock, &m, sizeof(m), NULL, 0);
 	if (r == 0)
-		r = receive(a, &m, fds);
+		r = receive(a->sock, &m, fds);
 	if (r < 0) {
 		set_reason(reason, "usmd gave no answer to the greeting", NULL);
 		return r;
@@ -244,7 +257,7 @@ static int ready(struct usm_agent *a, char reason[128])
 	m.trash = a->trash;
 	m.marker = a->marker;
 	m.tcb = a->tcb;
-	m.tid = (int32_t)sys0(SYS_gettid);
+	m.tid = a->tid;
 	if (a->child) {
 		r = read_nonce(a, &m.nonce);
 		if (r < 0) {
@@ -261,7 +274,7 @@ static int ready(struct usm_agent *a, char reason[128])
 	/* From here on usmd may count on this thread. */
 	if (r == 0)
 		do
-			r = receive(a, &m, fds);
+			r = receive(a->sock, &m, fds);
 		while (r == -EAGAIN && a->child);
 	if (r < 0) {
 		set_reason(reason, "usmd went away during the handshake", NULL);
@@ -331,24 +344,22 @@ int usm_agent_attach(struct usm_agent *a, char reason[128])
 
 enum rejoined { REJOINED, REFUSED, TRY_AGAIN };
 
-static enum rejoined rejoin_once(struct usm_agent *a, uint64_t until)
+static enum rejoined rejoin_once(struct usm_agent *a, int sock, uint64_t until)
 {
 	struct usm_attach_msg m;
 	int fds[2] = { a->u1, a->u2 }, r;
 
-	if (connect_once(a) < 0)
-		return TRY_AGAIN;
 	message_init(&m, USM_ATTACH_REJOIN);
 	m.nonce = a->ops->identity;
-	m.tid = (int32_t)sys0(SYS_gettid);
+	m.tid = a->tid;
 	m.staging = a->staging;
 	m.trash = a->trash;
 	m.marker = a->marker;
 	m.tcb = a->tcb;
-	if (usm_message_send(a->sock, &m, sizeof(m), fds, 2) < 0)
+	if (usm_message_send(sock, &m, sizeof(m), fds, 2) < 0)
 		return TRY_AGAIN;
 	for (;;) {
-		r = receive(a, &m, fds);
+		r = receive(sock, &m, fds);
 		/* The socket may exist before its daemon does. */
 		if (r == -EAGAIN && sys_now_usec() < until)
 			continue;
@@ -360,7 +371,7 @@ static enum rejoined rejoin_once(struct usm_agent *a, uint64_t until)
 		}
 		/* The ops memory comes back with FDS or GO, as the last descriptor. */
 		if ((m.type != USM_ATTACH_FDS && m.type != USM_ATTACH_GO) ||
-		    (r > 0 && map_ops(a, fds[r - 1]) < 0)) {
+		    (r > 0 && (!is_same_ops(a, fds[r - 1]) || map_ops(a, fds[r - 1]) < 0))) {
 			close_all(fds, r);
 			return TRY_AGAIN;
 		}
@@ -370,24 +381,22 @@ static enum rejoined rejoin_once(struct usm_agent *a, uint64_t until)
 	}
 }
 
-bool usm_agent_rejoin(struct usm_agent *a)
+int usm_agent_rejoin(struct usm_agent *a)
 {
 	uint64_t until = sys_now_usec() + (uint64_t)a->grace_sec * 1000000;
 
-	sys_close(a->sock);
-	a->sock = -1;
 	do {
-		enum rejoined r = rejoin_once(a, until);
+		int sock = connect_once(a);
+		enum rejoined r = sock < 0 ? TRY_AGAIN : rejoin_once(a, sock, until);
 
 		if (r == REJOINED) {
-			set_receive_timeout(a->sock, 0);
-			return true;
+			set_receive_timeout(sock, 0);
+			return sock;
 		}
-		sys_close(a->sock);
-		a->sock = -1;
+		sys_close(sock);
 		if (r == REFUSED)
-			return false;
+			return -1;
 		sys_sleep_usec(RETRY_USEC);
 	} while (sys_now_usec() < until);
-	return false;
+	return -1;
 }

@@ -222,7 +222,8 @@ static void work_move(struct usm_agent *a, uint32_t req)
 	copied = sys_now_usec();
 	if (any)
 		empty_staging(a);
-	a->took_pages |= any;
+	if (any)
+		a->took_pages = true;
 	a->ops->usec_move += moved - start;
 	a->ops->usec_copy += copied - moved;
 	a->ops->usec_drop += sys_now_usec() - copied;
@@ -270,6 +271,20 @@ static long read_operation(struct usm_agent *a)
 	return n == a->n ? 0 : -EINVAL;
 }
 
+/* In these the agent may wait for the daemon itself. */
+static void work_and_wait(struct usm_agent *a, uint32_t req, uint32_t kind)
+{
+	usm_link_start(a);
+	for (uint32_t i = 0; i < a->n; i++)
+		set_result(a, i, -EINPROGRESS);
+	atomic_store(&a->can_wait, true);
+	if (kind == USM_OPS_LAZYFREE)
+		usm_agent_lazyfree(a, req);
+	else
+		work_unshare(a);
+	atomic_store(&a->can_wait, false);
+}
+
 void usm_agent_work(struct usm_agent *a)
 {
 	struct usm_agent_ops *ops = a->ops;
@@ -280,7 +295,8 @@ void usm_agent_work(struct usm_agent *a)
 	/* A new engine asks again for what the dead one may not have seen the end of. */
 	if (atomic_load(&ops->done) == req)
 		return;
-	a->count_seen |= atomic_load(&ops->nr_swapped) != 0;
+	if (atomic_load(&ops->nr_swapped) != 0)
+		a->count_seen = true;
 	state = usm_agent_watch(a);
 	atomic_store(&ops->agent_state, state);
 	r = read_operation(a);
@@ -290,20 +306,23 @@ void usm_agent_work(struct usm_agent *a)
 		work_refuse(a, r);
 	else if (kind == USM_OPS_MOVE)
 		work_move(a, req);
-	else if (kind == USM_OPS_LAZYFREE)
-		usm_agent_lazyfree(a, req);
-	else if (kind == USM_OPS_UNSHARE)
-		work_unshare(a);
+	else if (kind == USM_OPS_LAZYFREE || kind == USM_OPS_UNSHARE)
+		work_and_wait(a, req, kind);
 	else
 		work_refuse(a, -EINVAL);
 	atomic_store(&ops->done, req);
+}
+
+bool usm_agent_has_swapped(struct usm_agent *a)
+{
+	return atomic_load(&a->ops->nr_swapped) != 0 || (a->took_pages && !a->count_seen);
 }
 
 int usm_agent_restore(struct usm_agent *a)
 {
 	struct usm_agent_ops *ops = a->ops;
 
-	if (atomic_load(&ops->nr_swapped) != 0 || (a->took_pages && !a->count_seen))
+	if (usm_agent_has_swapped(a))
 		return -EBUSY;
 	if (atomic_load(&ops->inflight) == 0 || ops->kind == USM_OPS_UNSHARE)
 		return 0;

@@ -54,6 +54,7 @@ static void say_over(struct usm_agent *a)
 	if (a->ops)
 		atomic_store(&a->ops->agent_state, USM_AGENT_GONE);
 	atomic_store(&a->life, USM_LIFE_OVER); /* no hook registers from now on */
+	usm_link_end(a);
 }
 
 static __attribute__((noreturn)) void leave(struct usm_agent *a)
@@ -142,14 +143,19 @@ static void tell_program(struct usm_agent *a, const char *text)
 		sys3(SYS_write, fd, line, n);
 }
 
-static __attribute__((noreturn)) void give_up(struct usm_agent *a)
+void usm_agent_kill_program(struct usm_agent *a)
 {
-	if (usm_agent_restore(a) == 0)
-		let_go(a);
 	tell_program(a, ": usmd is gone, and with it pages of this program; "
 			"it is killed, as it would go on with wrong data\n");
 	for (;;)
 		sys2(SYS_kill, sys0(SYS_getpid), SIGKILL);
+}
+
+static __attribute__((noreturn)) void give_up(struct usm_agent *a)
+{
+	if (usm_agent_restore(a) == 0)
+		let_go(a);
+	usm_agent_kill_program(a);
 }
 
 /*
@@ -165,7 +171,7 @@ static __attribute__((noreturn)) void serve(struct usm_agent *a)
 		if (r == -EINTR)
 			continue;
 		if (r <= 0) {
-			if (!usm_agent_rejoin(a))
+			if (!usm_link_renew(a))
 				give_up(a);
 			continue;
 		}
@@ -194,6 +200,7 @@ void usm_agent_main(struct usm_agent *a)
 	/* Its own root and directory, so that a later chroot leaves the socket in reach; "/" so
 	 * that it keeps no file system busy. */
 	sys1(SYS_chdir, "/");
+	a->tid = (int32_t)sys0(SYS_gettid);
 	a->took_pages = a->child;
 	a->status_fd = a->pagemap_fd = a->mem_fd = -1;
 	if (usm_agent_attach(a, text.reason) < 0) {

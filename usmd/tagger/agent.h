@@ -14,6 +14,7 @@
 
 /* The deepest path (LAZYFREE with its processor masks) uses about 4 KiB. */
 #define USM_AGENT_STACK_BYTES (32 * 1024)
+#define USM_LINK_STACK_BYTES (16 * 1024)
 /* Pages that LAZYFREE compares with their copies at a time. */
 #define USM_AGENT_VERIFY_PAGES 16u
 
@@ -56,12 +57,23 @@ struct usm_agent {
 	uint32_t grace_sec;
 	uint32_t seccomp_filters; /* in force when it started: the process's environment */
 	uint64_t watched_usec;    /* when the Seccomp lines were read last */
-	bool took_pages;          /* a page left, or a fork brought some that had left */
-	bool count_seen;          /* the daemon keeps ops->nr_swapped: it said so, or it was not 0 */
+	int32_t tid;
+	_Atomic bool took_pages;  /* a page left, or a fork brought some that had left */
+	_Atomic bool count_seen;  /* the daemon keeps ops->nr_swapped: it said so, or it was not 0 */
 	uint32_t n;               /* the newest operation: its pages, copied once */
 	uint64_t addr[USM_OPS_BATCH];
 	char verify[USM_AGENT_VERIFY_PAGES * USM_PAGE_SIZE];
 	char stack[USM_AGENT_STACK_BYTES] __attribute__((aligned(16)));
+
+	/* Between the agent and its second thread (agent-link.c). */
+	bool has_link;
+	int link_fd;                /* an eventfd: something here has changed, or life has */
+	_Atomic bool can_wait;      /* the agent is where it may have to wait for the daemon */
+	_Atomic bool lost;          /* the agent has read the end of file */
+	_Atomic bool given_up;      /* nobody takes the process back */
+	_Atomic int32_t next_sock;  /* of the daemon that took the process back, or -1 */
+	_Atomic uint32_t link_turn; /* a futex: counts the changes of the two before */
+	char link_stack[USM_LINK_STACK_BYTES] __attribute__((aligned(16)));
 };
 
 /* What the agent tells the program's side once, with u1 when managed. */
@@ -77,18 +89,40 @@ void usm_agent_main(struct usm_agent *a) __attribute__((noreturn));
 
 /* The handshake of attach.h.  0, or a negative errno with the reason filled in. */
 int usm_agent_attach(struct usm_agent *a, char reason[128]);
-/* After the end of file on the socket: true when a daemon took the process back, false when the
- * agent must give up (refused, or grace_sec passed). */
-bool usm_agent_rejoin(struct usm_agent *a);
+/* After the end of file on the socket: the socket of the daemon that took the process back, or -1
+ * when the agent must give up (refused, or grace_sec passed). */
+int usm_agent_rejoin(struct usm_agent *a);
 
 /* agent-ops.c */
 
 /* Carries out the operation on the ops page (ops->req) and publishes ops->done. */
 void usm_agent_work(struct usm_agent *a);
+/* Pages of the program are swapped, or may be: a count of 0 that never was anything else proves
+ * nothing once pages have left. */
+bool usm_agent_has_swapped(struct usm_agent *a);
 /* Makes the program complete without a daemon: puts back what the newest operation took when no
- * daemon has booked it.  0, or a negative errno: pages are swapped, may be (a count of 0 that never
- * was anything else proves nothing once pages have left), or could not be put back. */
+ * daemon has booked it.  0, or a negative errno: pages are swapped, or could not be put back. */
 int usm_agent_restore(struct usm_agent *a);
+
+/* agent-link.c: a second thread, which keeps the connection to the daemon where the agent itself may
+ * wait for that daemon, in a fault or in an event of its own. */
+
+/* Before an operation that can wait.  Without the thread (no more may be started) such a wait has
+ * no end when every daemon dies in it. */
+void usm_link_start(struct usm_agent *a);
+/* After the end of file on the socket: true when a->sock is a new daemon's, false when the agent
+ * must give up. */
+bool usm_link_renew(struct usm_agent *a);
+/* The agent's life is over: lets the second thread end, too. */
+void usm_link_end(struct usm_agent *a);
+
+/* agent-thread.c: a thread of this process by clone(2) with these flags, all else as its creator's:
+ * run(a) on a stack that ends there; it must not return.  Its id, or a negative errno. */
+long usm_thread_start(unsigned long flags, char *stack_end, void (*run)(struct usm_agent *a),
+		      struct usm_agent *a);
+
+/* agent.c: the program cannot go on without usmd; says so on its stderr. */
+void usm_agent_kill_program(struct usm_agent *a) __attribute__((noreturn));
 
 /* agent-maps.c: ends the registration of every range, so that nobody waits for a userfaultfd that
  * the program's side still has open.  Two passes: a hook may just be registering one. */

@@ -211,30 +211,12 @@ static struct usm_agent *new_agent(struct usm_tagger_state *s, bool child)
  */
 static long clone_agent(struct usm_agent *a)
 {
-	unsigned long flags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
 	uint64_t all = ~0ull, old;
-	void **top = (void **)(a->stack + sizeof(a->stack)) - 2;
 	long r;
 
-	top[0] = (void *)usm_agent_main;
-	top[1] = a;
 	sys4(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
-	/* The new thread starts on its own stack: it pops its function and argument from there. */
-	__asm__ volatile("xor %%edx, %%edx\n\t"
-			 "xor %%r10d, %%r10d\n\t"
-			 "xor %%r8d, %%r8d\n\t"
-			 "syscall\n\t"
-			 "test %%rax, %%rax\n\t"
-			 "jnz 1f\n\t"
-			 "xor %%ebp, %%ebp\n\t"
-			 "pop %%rax\n\t"
-			 "pop %%rdi\n\t"
-			 "call *%%rax\n\t"
-			 "hlt\n"
-			 "1:"
-			 : "=a"(r)
-			 : "a"((long)SYS_clone), "D"(flags), "S"(top)
-			 : "rcx", "rdx", "r8", "r10", "r11", "memory");
+	r = usm_thread_start(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, a->stack + sizeof(a->stack),
+			     usm_agent_main, a);
 	sys4(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
 	return r;
 }
