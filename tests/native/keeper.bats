@@ -54,7 +54,7 @@ load_start() {
 
 has_swapped() {
 	[ "$(usmctl list processes --json |
-		jq "[.processes[] | select(.name == \"$1\" and .swapped > 500)] | length")" -gt 0 ]
+		jq "[.processes[] | select(.name == \"$1\" and .swapped > 100)] | length")" -gt 0 ]
 }
 
 swapped_start() {
@@ -169,7 +169,7 @@ no_usmd() {
 
 	for i in 1 2 3 4; do
 		start_usmd 32 "default policyOne"
-		swapped_start 4
+		swapped_start 6
 		stop_usmd
 		all_end_well
 	done
