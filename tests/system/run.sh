@@ -63,7 +63,7 @@ layer() {
 
 # install_usmd ROOT: the packages, and what the tests need, below /usm.
 install_usmd() {
-	mkdir -p "$1/usm/build" && cp -r tests packaging "$1/usm/" &&
+	mkdir -p "$1/usm/build" && cp -r --parents tests packaging usmd/io.usmd.Manager.varlink "$1/usm/" &&
 		cp -r build/tests build/deb "$1/usm/build/" || return 1
 	chroot "$1" sh -c 'dpkg -i /usm/build/deb/usmd_*.deb /usm/build/deb/usmd-dev_*.deb' || return 1
 	# Nothing is left to be done at the first boot.

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The packages come, are upgraded and go while systemd runs, and programs are managed.
+# tests/package has what needs no systemd.
+bats_require_minimum_version 1.5.0
+
+load lib
+
+DEB=(/usm/build/deb/usmd_*.deb)
+DEV=(/usm/build/deb/usmd-dev_*.deb)
+
+setup() {
+	system_setup
+}
+
+teardown() {
+	exec 7>&- || :
+	dpkg -s usmd 2>/dev/null | grep -qx 'Status: install ok installed' ||
+		dpkg -i "${DEB[0]}" "${DEV[0]}" || :
+	system_teardown
+}
+
+# hold_start: a program of 48 MiB in a pool of 16. PROGRAM is its pid.
+hold_start() {
+	start_usmd "memory 16M" "default policyOne"
+	mkfifo "$T/in"
+	timeout -k 5 150 usmctl run -- "$PROGS/hold" 48 < "$T/in" > "$T/out" 2>&1 3>&- &
+	BACKGROUND+=($!)
+	exec 7> "$T/in"
+	wait_for 60 grep -q ready "$T/out"
+	wait_for 20 swapped
+	PROGRAM=$(usmctl list processes --json | jq '.processes[0].pid')
+}
+
+swapped() {
+	[ "$(usmctl list processes --json | jq '.processes[0].swapped')" -gt 4000 ]
+}
+
+# hold_verifies: it finds its pages as it left them.
+hold_verifies() {
+	local before
+
+	before=$(grep -c '^ok$' "$T/out" || :)
+	echo verify >&7
+	wait_for 60 verified "$before"
+}
+
+verified() {
+	[ "$(grep -c '^ok$' "$T/out")" -gt "$1" ]
+}
+
+# Is memory of the program usmd's?
+registered() {
+	grep -q '^VmFlags:.* um' "/proc/$PROGRAM/smaps"
+}
+
+files() {
+	find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /usm \
+		-o -path "$T" -o -path /var/lib/dpkg -o -path /var/log -o -path /var/cache \
+		-o -path '/etc/group*' -o -path '/etc/gshadow*' -o -path /etc/.pwd.lock \
+		-o -path /var/lib/systemd \) -prune -o -printf '%M %u:%g %p %l\n' | sort
+	find /run -path '*usm*' ! -path '*/usmd-tests*'
+	systemctl list-unit-files 'usm*' --no-legend
+}
+
+@test "installed it runs, and manages nothing; purged it leaves nothing" {
+	dpkg -P usmd usmd-dev
+	files > "$T/before"
+
+	dpkg -i "${DEB[0]}"
+	[ "$(systemctl is-active usmd.socket)" = active ]
+	[ "$(systemctl is-enabled usmd.socket)" = enabled ]
+	[ "$(systemctl is-active usmd.service)" = active ]
+	[ "$(systemctl is-enabled usmd.service)" = enabled ]
+	[ "$(usmctl list assignments --json | jq '.total')" -eq 0 ]
+	[ "$(usmctl list assignments --json | jq -r '.defaultPolicy')" = none ]
+	run ! usmctl run -- true
+	[ "$(status framesTotal)" -gt 0 ]
+	[ ! -e /var/lib/usmd/swap ]
+	usmctl assign stressapptest policyOne --limit 32M
+	run -0 timeout 100 usmctl run -- stressapptest -s 3 -M 64 -m 1 -W
+	[ -s /var/lib/usmd/swap ]
+
+	dpkg -P usmd
+	files > "$T/after"
+	run -0 diff "$T/before" "$T/after"
+}
+
+@test "an upgrade restarts the service once the new files are there, and leaves the sockets alone" {
+	local pid since
+
+	start_usmd
+	pid=$(property MainPID)
+	since=$(systemctl show --value -p ActiveEnterTimestampMonotonic usmd.socket)
+	run -0 dpkg -i "${DEB[0]}"
+	[ "$(systemctl is-active usmd.service)" = active ]
+	[ "$(property MainPID)" != "$pid" ]
+	[ "$(systemctl show --value -p ActiveEnterTimestampMonotonic usmd.socket)" = "$since" ]
+	[ "$(readlink "/proc/$(property MainPID)/exe")" = /usr/sbin/usmd ]
+}
+
+@test "a removal brings the pages back, and the program goes on without usmd" {
+	hold_start
+	registered
+	run -0 dpkg -r usmd
+	[[ $output == *"they go on without usmd"* ]]
+	[ ! -e /usr/sbin/usmd ]
+	run ! registered
+	hold_verifies
+}
+
+@test "a removal is refused when pages cannot be brought back" {
+	drop_in '[Service]' 'TimeoutStopSec=2s'
+	hold_start
+	# Longer than the stop takes, and shorter than the keeper waits before it starts another one.
+	kill -STOP "$(status enginePid)"
+	run ! dpkg -r usmd
+	[[ $output == *"could not be brought back: $PROGRAM"* ]]
+	dpkg -s usmd | grep -q '^Status: .* installed$'
+	[ -x /usr/sbin/usmd ]
+	[ "$(systemctl is-active usmd.socket)" = active ]
+}
+
+@test "the package's own tests" {
+	export AUTOPKGTEST_TMP=$T
+	run -0 timeout 250 /usm/packaging/debian/tests/managed-program
+	[[ $output == *"Status: PASS"* ]]
+}
