@@ -72,14 +72,12 @@ let n = 0; for (const v of d.values()) n += v.length; console.log(n)'
 @test "PostgreSQL" {
 	local bin data=$T/home/data i
 
-	bin=$(dirname "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | tail -n 1)")
-	requires_file "$bin/postgres"
-	requires_file "$bin/psql"
+	bin=$("$ROOT/tests/lib/postgres.sh")
 	start_usmd 32 "default policyOne" "allow $bin/postgres $UNPRIVILEGED"
 	sampler_start
 	as "$UNPRIVILEGED" "$bin/initdb" -D "$data" -A trust -U usm >/dev/null
 	as "$UNPRIVILEGED" "$T/bin/usmctl" run -- "$bin/postgres" -D "$data" -k "$T/home" -h "" \
-		-c work_mem=256MB -c shared_buffers=16MB -c fsync=off -c max_parallel_workers_per_gather=0 \
+		-c work_mem=256MB -c shared_buffers=16MB -c fsync=off -c jit=off -c max_parallel_workers_per_gather=0 \
 		</dev/null >"$T/postgres.out" 2>&1 3>&- &
 	BACKGROUND+=($!)
 	wait_for 60 "$bin/psql" -h "$T/home" -U usm -c "SELECT 1" template1
