@@ -191,56 +191,108 @@ static void test_journal_hidden(void **state)
 	assert_string_equal(capture_end(&capture), "usmd: not lost\n");
 }
 
-static void test_journal_fields(void **state)
+/* The journal's socket in a /run of the test's own. */
+static int bind_journal(void)
 {
 	const struct sockaddr_un address = { .sun_family = AF_UNIX,
 					     .sun_path = "/run/systemd/journal/socket" };
-	struct usm_log_fields f = { .event = "evict", .process = "redis-server", .pid = 7,
-				    .message_id = USM_MSG_EVICT, .policy = "fifo",
-				    .addr = 0x1000, .frame = 0, .slot = 3, .count = 4,
-				    .has_frame = 1, .has_slot = 1, .has_count = 1 };
-	struct usm_log_fields few = { .event = "attach", .slot = 3 };
-	char text[4096];
-	ssize_t n;
 	int fd;
 
-	(void)state;
 	hide_run();
 	assert_int_equal(mkdir("/run/systemd", 0755), 0);
 	assert_int_equal(mkdir("/run/systemd/journal", 0755), 0);
 	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	assert_int_equal(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+	return fd;
+}
 
+static void assert_received(int fd, const char *expected)
+{
+	char text[4096];
+	ssize_t n = recv(fd, text, sizeof(text) - 1, MSG_DONTWAIT);
+
+	assert_true(n > 0);
+	text[n] = '\0';
+	assert_string_equal(text, expected);
+}
+
+static void test_journal_fields(void **state)
+{
+	struct usm_log_fields f = { .event = "evict", .process = "redis-server", .pid = 7,
+				    .message_id = USM_MSG_EVICT, .policy = "fifo",
+				    .addr = 0x1000, .frame = 0, .slot = 3, .count = 4,
+				    .has_frame = 1, .has_slot = 1, .has_count = 1 };
+	struct usm_log_fields few = { .event = "attach", .process = "a\nPRIORITY=0", .slot = 3 };
+	int fd;
+
+	(void)state;
+	fd = bind_journal();
 	capture_begin(&capture);
 	claim_stderr_is_journal("usmd");
 	assert_int_equal(log_event_errno(LOG_WARNING, -EIO, &f, "redis-server[7]: %m"), -EIO);
 	log_event(LOG_INFO, &few, "one\ntwo");
 	assert_string_equal(capture_end(&capture), "");
 
-	n = recv(fd, text, sizeof(text) - 1, 0);
-	assert_true(n > 0);
-	text[n] = '\0';
-	assert_string_equal(text, "MESSAGE=redis-server[7]: Input/output error\n"
-				  "PRIORITY=4\n"
-				  "SYSLOG_IDENTIFIER=usmd\n"
-				  "ERRNO=5\n"
-				  "MESSAGE_ID=5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b02\n"
-				  "USM_EVENT=evict\n"
-				  "USM_PROCESS=redis-server\n"
-				  "USM_PID=7\n"
-				  "USM_POLICY=fifo\n"
-				  "USM_ADDR=0x1000\n"
-				  "USM_FRAME=0x0\n"
-				  "USM_SLOT=3\n"
-				  "USM_COUNT=4\n");
-	n = recv(fd, text, sizeof(text) - 1, 0);
-	assert_true(n > 0);
-	text[n] = '\0';
-	assert_string_equal(text, "MESSAGE=one?two\n"
-				  "PRIORITY=6\n"
-				  "SYSLOG_IDENTIFIER=usmd\n"
-				  "USM_EVENT=attach\n");
+	assert_received(fd, "MESSAGE=redis-server[7]: Input/output error\n"
+			    "PRIORITY=4\n"
+			    "SYSLOG_IDENTIFIER=usmd\n"
+			    "ERRNO=5\n"
+			    "MESSAGE_ID=5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b02\n"
+			    "USM_EVENT=evict\n"
+			    "USM_PROCESS=redis-server\n"
+			    "USM_PID=7\n"
+			    "USM_POLICY=fifo\n"
+			    "USM_ADDR=0x1000\n"
+			    "USM_FRAME=0x0\n"
+			    "USM_SLOT=3\n"
+			    "USM_COUNT=4\n");
+	assert_received(fd, "MESSAGE=one?two\n"
+			    "PRIORITY=6\n"
+			    "SYSLOG_IDENTIFIER=usmd\n"
+			    "USM_EVENT=attach\n"
+			    "USM_PROCESS=a?PRIORITY=0\n");
 	close(fd);
+}
+
+/* Nobody waits for a journal that stands still; when it goes on it learns how much is missing. */
+static void test_journal_stands_still(void **state)
+{
+	char text[4096], expected[4096];
+	unsigned taken = 0;
+	int fd;
+
+	(void)state;
+	fd = bind_journal();
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	for (int i = 0; i < 100000; i++)
+		log_info("entry");
+	assert_string_equal(capture_end(&capture), "");
+	while (recv(fd, text, sizeof(text), MSG_DONTWAIT) > 0)
+		taken++;
+	assert_in_range(taken, 1, 99999);
+
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	log_info("the next one");
+	assert_string_equal(capture_end(&capture), "");
+	snprintf(expected, sizeof(expected),
+		 "MESSAGE=%u entries are missing here: the journal did not take them\n"
+		 "PRIORITY=4\nSYSLOG_IDENTIFIER=usmd\n", 100000 - taken);
+	assert_received(fd, expected);
+	assert_received(fd, "MESSAGE=the next one\nPRIORITY=6\nSYSLOG_IDENTIFIER=usmd\n");
+	close(fd);
+}
+
+/* Its socket is still there, and nobody behind it. */
+static void test_journal_gone(void **state)
+{
+	(void)state;
+	close(bind_journal());
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	log_info("not lost");
+	assert_string_equal(capture_end(&capture), "usmd: not lost\n");
 }
 
 #define THREADS 4
@@ -311,6 +363,8 @@ int main(void)
 		/* These leave their /run behind. */
 		cmocka_unit_test_setup(test_journal_hidden, setup),
 		cmocka_unit_test_setup(test_journal_fields, setup),
+		cmocka_unit_test_setup(test_journal_stands_still, setup),
+		cmocka_unit_test_setup(test_journal_gone, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

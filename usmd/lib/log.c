@@ -3,17 +3,16 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
-
-/* The line that would be named is always one of this file. */
-#define SD_JOURNAL_SUPPRESS_LOCATION
-#include <systemd/sd-journal.h>
 
 #include "cleanup.h"
 
@@ -25,7 +24,8 @@
 #define LOG_FIELD_MAX 288u
 #define LOG_FIELDS    13u
 
-/* Where sd_journal_sendv sends.  It reports success when this is missing. */
+/* Where the journal takes datagrams of FIELD=value lines.  Not by sd_journal_send(): it waits for a
+ * journal that stands still, and so would all programs that wait for us. */
 #define JOURNAL_SOCKET "/run/systemd/journal/socket"
 
 #define COLOUR_ERROR   "\x1b[31m"
@@ -36,9 +36,12 @@
 /* Written by usm_log_open before there are threads, read by all. */
 static char log_name[32] = "usmd";
 static bool log_to_journal;
+static int log_socket = -1;
 static bool log_colours;
 
 static _Atomic int log_max_priority = LOG_INFO;
+/* Entries that the journal did not take, and has not been told of. */
+static _Atomic unsigned log_nr_dropped;
 
 static bool stderr_is_journal(void)
 {
@@ -69,7 +72,9 @@ static bool stderr_wants_colours(void)
 void usm_log_open(const char *name)
 {
 	snprintf(log_name, sizeof(log_name), "%s", name);
-	log_to_journal = stderr_is_journal();
+	if (log_socket < 0)
+		log_socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	log_to_journal = log_socket >= 0 && stderr_is_journal();
 	log_colours = !log_to_journal && stderr_wants_colours();
 }
 
@@ -126,23 +131,33 @@ static void write_line(int priority, const char *message)
 	memcpy(line + n, end, end_length);
 
 	/* One write, so that lines of several threads and processes don't mix.  Where
-	 * it can't be written there is nobody to tell. */
-	do
-		r = write(STDERR_FILENO, line, (size_t)n + end_length);
-	while (r < 0 && errno == EINTR);
+	 * it can't be written there is nobody to tell.  A socket is the journal's, see above. */
+	do {
+		r = send(STDERR_FILENO, line, (size_t)n + end_length, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (r < 0 && errno == ENOTSOCK)
+			r = write(STDERR_FILENO, line, (size_t)n + end_length);
+	} while (r < 0 && errno == EINTR);
 }
 
-/* The fields of one journal entry; text[] holds all but MESSAGE. */
+/* The lines of one journal entry; text[] holds all but MESSAGE. */
 struct entry {
-	struct iovec iov[LOG_FIELDS];
+	struct iovec iov[2 * LOG_FIELDS];
 	char text[LOG_FIELDS][LOG_FIELD_MAX];
 	unsigned n;
 };
 
+static void entry_add_line(struct entry *e, char *text, size_t length)
+{
+	static char newline[] = "\n";
+
+	e->iov[e->n++] = (struct iovec){.iov_base = text, .iov_len = length};
+	e->iov[e->n++] = (struct iovec){.iov_base = newline, .iov_len = 1};
+}
+
 __attribute__((format(printf, 2, 3)))
 static void entry_add(struct entry *e, const char *fmt, ...)
 {
-	char *text = e->text[e->n];
+	char *text = e->text[e->n / 2];
 	va_list ap;
 	int n;
 
@@ -151,9 +166,8 @@ static void entry_add(struct entry *e, const char *fmt, ...)
 	va_end(ap);
 	if (n < 0)
 		return;
-	e->iov[e->n].iov_base = text;
-	e->iov[e->n].iov_len = MIN((size_t)n, (size_t)LOG_FIELD_MAX - 1);
-	e->n++;
+	make_one_line(text); /* the next line would be the next field */
+	entry_add_line(e, text, strlen(text));
 }
 
 static void entry_add_fields(struct entry *e, const struct usm_log_fields *f)
@@ -178,23 +192,51 @@ static void entry_add_fields(struct entry *e, const struct usm_log_fields *f)
 		entry_add(e, "USM_COUNT=%llu", (unsigned long long)f->count);
 }
 
-/* message_field starts with "MESSAGE=". */
+/* message_field starts with "MESSAGE=".  -errno, -EAGAIN if the journal has no room. */
 static int send_entry(int priority, int error, const struct usm_log_fields *f, char *message_field)
 {
+	static const struct sockaddr_un journal = {.sun_family = AF_UNIX,
+						   .sun_path = JOURNAL_SOCKET};
 	struct entry e;
+	struct msghdr m = {.msg_name = (void *)&journal, .msg_namelen = sizeof(journal),
+			   .msg_iov = e.iov};
 
 	e.n = 0;
-	e.iov[e.n].iov_base = message_field;
-	e.iov[e.n].iov_len = strlen(message_field);
-	e.n++;
+	entry_add_line(&e, message_field, strlen(message_field));
 	entry_add(&e, "PRIORITY=%d", priority);
 	entry_add(&e, "SYSLOG_IDENTIFIER=%s", log_name);
 	if (error)
 		entry_add(&e, "ERRNO=%d", error);
 	if (f)
 		entry_add_fields(&e, f);
+	m.msg_iovlen = e.n;
+	return sendmsg(log_socket, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
 
-	return sd_journal_sendv(e.iov, (int)e.n);
+static void tell_of_dropped(void)
+{
+	unsigned n = atomic_exchange(&log_nr_dropped, 0);
+	char text[128];
+
+	if (!n)
+		return;
+	snprintf(text, sizeof(text), "MESSAGE=%u entries are missing here: the journal did not take them", n);
+	if (send_entry(LOG_WARNING, 0, NULL, text) < 0)
+		atomic_fetch_add(&log_nr_dropped, n);
+}
+
+/* False: there is no journal. */
+static bool to_journal(int priority, int error, const struct usm_log_fields *f, char *message_field)
+{
+	int r;
+
+	if (!log_to_journal)
+		return false;
+	tell_of_dropped();
+	r = send_entry(priority, error, f, message_field);
+	if (r == -EAGAIN)
+		atomic_fetch_add(&log_nr_dropped, 1);
+	return r == 0 || r == -EAGAIN;
 }
 
 static __thread struct {
@@ -235,7 +277,7 @@ int usm_log_full(int priority, int error, const struct usm_log_fields *f, const 
 		make_one_line(message);
 		if (priority <= LOG_ERR && first_error.buf && !first_error.buf[0])
 			snprintf(first_error.buf, first_error.size, "%s", message);
-		if (!log_to_journal || send_entry(priority, error, f, buf) < 0)
+		if (!to_journal(priority, error, f, buf))
 			write_line(priority, message);
 	}
 
