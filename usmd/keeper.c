@@ -74,13 +74,46 @@ static int take_sockets(struct arena *a, const struct keeper_options *o)
 	return 0;
 }
 
-int keeper_open(struct arena *a, const struct keeper_options *o)
+/* Whoever owns it could put a socket of his own in place of ours; that of a private instance is the
+ * business of who has started it. */
+static int make_runtime_dir(const struct keeper_options *o)
 {
-	char path[4096];
+	struct stat st;
 
 	if (mkdir(o->runtime_dir, 0755) < 0 && errno != EEXIST)
 		return log_error_errno(-errno, "Cannot make the runtime directory %s: %m",
 				       o->runtime_dir);
+	if (stat(o->runtime_dir, &st) < 0)
+		return log_error_errno(-errno, "Cannot look at the runtime directory %s: %m",
+				       o->runtime_dir);
+	if (!o->is_private && (st.st_uid != geteuid() || st.st_mode & 022))
+		return log_error_errno(-EPERM,
+				       "The runtime directory %s belongs to user %u and has mode %04o, but "
+				       "only root may write to it; remove it, or: chown root %s; chmod 755 %s",
+				       o->runtime_dir, st.st_uid, st.st_mode & 07777, o->runtime_dir,
+				       o->runtime_dir);
+	return 0;
+}
+
+/* -ENODEV: this kernel has none. */
+static int open_mechanism(struct arena *a)
+{
+	a->h->dev_fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (a->h->dev_fd >= 0)
+		return 0;
+	log_error_errno(-errno, "Cannot open /dev/userfaultfd: %m. usmd needs Linux 6.1 or later with "
+				"CONFIG_USERFAULTFD, and to run as root");
+	return errno == ENOENT || errno == ENXIO || errno == ENODEV ? -ENODEV : -errno;
+}
+
+int keeper_open(struct arena *a, const struct keeper_options *o)
+{
+	char path[4096];
+	int r;
+
+	r = make_runtime_dir(o);
+	if (r < 0)
+		return r;
 	snprintf(path, sizeof(path), "%s/lock", o->runtime_dir);
 	a->h->runtime_lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (a->h->runtime_lock_fd < 0)
@@ -90,11 +123,9 @@ int keeper_open(struct arena *a, const struct keeper_options *o)
 				       "Another usmd runs in %s. End it, or give this one a folder "
 				       "of its own: usmd --runtime-dir DIR --state-dir DIR",
 				       o->runtime_dir);
-	a->h->dev_fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-	if (a->h->dev_fd < 0)
-		return log_error_errno(-errno,
-				       "Cannot open /dev/userfaultfd: %m. usmd needs Linux 6.1 or "
-				       "later with CONFIG_USERFAULTFD, and to run as root");
+	r = open_mechanism(a);
+	if (r < 0)
+		return r;
 	return take_sockets(a, o);
 }
 
@@ -224,6 +255,9 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 		if (pid == 0)
 			engine_exit(engine(a, o));
 		atomic_store(&a->h->engine_pid, pid);
+		/* The one before had begun no stop that would be in the arena: it waited for room. */
+		if (stopping && atomic_load(&a->h->stop) == STOP_NO)
+			kill(pid, SIGTERM);
 		while (!died) {
 			siginfo_t si;
 			int sig = sigtimedwait(&set, &si, &check);

@@ -16,9 +16,12 @@
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "manager-internal.h"
+#include "privileges.h"
 
 #define EXIT_USAGE 2
-#define EXIT_CONFIG 78 /* as sysexits.h and systemd say */
+/* As sysexits.h and systemd say; units/usmd.service does not try these again. */
+#define EXIT_UNAVAILABLE 69
+#define EXIT_CONFIG	 78
 
 static struct arena *the_arena;
 
@@ -41,7 +44,6 @@ static void catch_fatal_signals(void)
 
 	for (unsigned i = 0; i < ARRAY_SIZE(fatal); i++)
 		sigaction(fatal[i], &sa, NULL);
-	signal(SIGPIPE, SIG_IGN);
 	/* A limit on the size of files is a write that fails, like a full disk. */
 	signal(SIGXFSZ, SIG_IGN);
 }
@@ -165,7 +167,8 @@ int main(int argc, char *argv[])
 	if (only_check)
 		return check(&o);
 	raise_limits();
-	/* The first line opens the journal's descriptor, which all engines then share. */
+	/* Whoever reads what we write may go at any time. */
+	signal(SIGPIPE, SIG_IGN);
 	log_info("usmd %s starting", USM_VERSION);
 	r = arena_new(&a);
 	if (r < 0)
@@ -173,7 +176,10 @@ int main(int argc, char *argv[])
 	r = make_state_dir(o.state_dir);
 	if (r >= 0)
 		r = keeper_open(a, &o);
-	r = r < 0 ? EXIT_FAILURE : keeper_run(a, &o, engine_main);
+	if (r >= 0)
+		r = privileges_drop(o.is_private);
+	r = r == -ENODEV ? EXIT_UNAVAILABLE :
+	    r < 0 ? EXIT_FAILURE : keeper_run(a, &o, engine_main);
 	arena_free(a);
 	return r;
 }
