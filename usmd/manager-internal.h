@@ -44,7 +44,7 @@ struct manager {
 	struct summary *summary; /* ARENA_PROCESSES */
 	uint64_t beats;
 	bool orphaned; /* the keeper has ended */
-	bool stopping, forced, pressure, default_swap_tried;
+	bool stopping, stop_waits, pressure, default_swap_tried;
 };
 
 int manager_new(struct arena *a, const struct keeper_options *o, struct manager **ret);

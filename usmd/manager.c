@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -191,6 +192,10 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 		snprintf(text, size, "the keeper of usmd was killed; start usmd again");
 		return -ESHUTDOWN;
 	}
+	if (m->stop_waits) {
+		snprintf(text, size, "usmd is stopping");
+		return -ESHUTDOWN;
+	}
 	if (s->uid && !usm_config_allows(m->config, exe, s->unit, s->uid, groups,
 					 read_groups(s->pid, groups, ARRAY_SIZE(groups)))) {
 		snprintf(text, size, "no 'allow %.60s' line lets this user have it managed", exe);
@@ -288,27 +293,6 @@ static void check_pressure(struct manager *m)
 	manager_apply(m);
 }
 
-static int on_beat(sd_event_source *s, uint64_t usec, void *userdata)
-{
-	struct manager *m = userdata;
-
-	(void)usec;
-	m->beats++;
-	atomic_fetch_add(&m->core.arena->h->heartbeat, 1);
-	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
-		struct process *p = process_get(&m->core, i, m->core.process[i].generation);
-
-		if (!p)
-			continue;
-		summarize(m, p);
-		process_put(p);
-	}
-	check_pressure(m);
-	sd_event_source_set_time_relative(s, BEAT_USEC);
-	sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
-	return 0;
-}
-
 static unsigned live_processes(struct manager *m, uint64_t *ret_swapped)
 {
 	unsigned n = 0;
@@ -385,33 +369,71 @@ static void let_all_go(struct manager *m)
 	eventfd_write(m->core.main_fd, 1); /* there may be none */
 }
 
-static void begin_stop(struct manager *m)
+/* again: told to stop once more than needed, so by force. */
+static void begin_stop(struct manager *m, bool again)
 {
 	uint64_t swapped, available = available_bytes();
 	unsigned n = live_processes(m, &swapped);
-	bool again = m->stopping || m->forced;
 
 	if (!n) {
 		sd_event_exit(m->event, 0);
 		return;
 	}
 	if (swapped > room_pages(available) && !again) {
-		log_error("Cannot stop: %llu MiB are on swap devices, and only %llu MiB of memory are "
-			  "available. The %u managed processes go on. End some of them, or stop once "
-			  "more to kill those whose pages do not fit",
-			  (unsigned long long)(swapped >> 8), (unsigned long long)(available >> 20), n);
-		m->forced = true;
+		if (!m->stop_waits)
+			log_error("Cannot stop yet: %llu MiB are on swap devices, and only %llu MiB of "
+				  "memory are available. The %u managed processes go on, and usmd stops as "
+				  "soon as there is room. End some of them, or stop once more (systemctl "
+				  "kill --kill-whom=main usmd) to kill those whose pages do not fit",
+				  (unsigned long long)(swapped >> 8), (unsigned long long)(available >> 20),
+				  n);
+		m->stop_waits = true;
 		return;
 	}
 	atomic_store(&m->core.arena->h->stop, again ? STOP_FORCED : STOP_TOLD);
 	let_all_go(m);
 }
 
+static bool keeper_lives(struct manager *m)
+{
+	struct pollfd p = {.fd = m->core.arena->h->keeper_pidfd, .events = POLLIN};
+
+	return poll(&p, 1, 0) == 0;
+}
+
 static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
 {
+	struct manager *m = userdata;
+
 	(void)s;
-	(void)si;
-	begin_stop(userdata);
+	/* The keeper passes on what it is told.  Who signals the whole service (systemctl kill) must
+	 * not count twice. */
+	if ((pid_t)si->ssi_pid != m->core.arena->h->keeper_pid && keeper_lives(m))
+		return 0;
+	begin_stop(m, m->stopping || m->stop_waits);
+	return 0;
+}
+
+static int on_beat(sd_event_source *s, uint64_t usec, void *userdata)
+{
+	struct manager *m = userdata;
+
+	(void)usec;
+	m->beats++;
+	atomic_fetch_add(&m->core.arena->h->heartbeat, 1);
+	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
+		struct process *p = process_get(&m->core, i, m->core.process[i].generation);
+
+		if (!p)
+			continue;
+		summarize(m, p);
+		process_put(p);
+	}
+	check_pressure(m);
+	if (m->stop_waits && !m->stopping)
+		begin_stop(m, false);
+	sd_event_source_set_time_relative(s, BEAT_USEC);
+	sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
 	return 0;
 }
 

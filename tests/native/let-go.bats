@@ -97,8 +97,9 @@ start_short_of_memory() {
 	start_program 32 root
 	tell check
 	memory_available 2000
-	kill -TERM "$USMD_PID"
-	wait_for 20 grep -q "Cannot stop: .* End some of them, or stop once more to kill" "$LOG"
+	# As systemctl kill does it: it counts once.
+	kill -TERM "$(status enginePid)" "$USMD_PID"
+	wait_for 20 grep -q "Cannot stop yet: .* End some of them, or stop once more .* to kill" "$LOG"
 	# They stay as they are.
 	tell check
 	[ "$(usmctl list processes --json | jq '.processes | length')" -eq 2 ]
@@ -106,7 +107,11 @@ start_short_of_memory() {
 
 @test "no memory for what is swapped: usmd says so and goes on, until there is some" {
 	start_short_of_memory
+	# It is told to stop, and takes nobody new.
+	run -0 timeout 20 "$T/bin/usmctl" run -- true
+	[[ $output == *"usmd is stopping"* ]]
 	memory_available 1000000
+	wait_for 60 ended "$USMD_PID"
 	stop_usmd
 	! grep -q "by force" "$LOG"
 	tell child
