@@ -429,6 +429,7 @@ static int on_beat(sd_event_source *s, uint64_t usec, void *userdata)
 		summarize(m, p);
 		process_put(p);
 	}
+	usm_log_left_out();
 	check_pressure(m);
 	if (m->stop_waits && !m->stopping)
 		begin_stop(m, false);

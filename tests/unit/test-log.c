@@ -284,6 +284,56 @@ static void test_journal_stands_still(void **state)
 	close(fd);
 }
 
+/* What programs can cause as often as they like; nothing of it goes uncounted, and nothing else is
+ * left out. */
+static void test_journal_limit(void **state)
+{
+	struct usm_log_fields attach = { .event = "attach", .message_id = USM_MSG_ATTACH };
+	struct usm_log_fields fault = { .event = "fault", .count = 10, .has_count = 1 };
+	struct usm_log_fields policy = { .event = "policy" };
+	unsigned nr_attach = 0, nr_fault = 0, nr_policy = 0, more;
+	char text[4096], *said;
+	ssize_t n;
+	int fd;
+
+	(void)state;
+	fd = bind_journal();
+	capture_begin(&capture);
+	claim_stderr_is_journal("usmd");
+	for (int i = 0; i < 500; i++) {
+		log_event(LOG_INFO, &attach, "attached");
+		log_event(LOG_INFO, &fault, "faults");
+		log_event(LOG_INFO, &policy, "policy");
+		while ((n = recv(fd, text, sizeof(text) - 1, MSG_DONTWAIT)) > 0) {
+			text[n] = '\0';
+			nr_attach += !!strstr(text, "USM_EVENT=attach\n");
+			nr_fault += !!strstr(text, "USM_EVENT=fault\n");
+			nr_policy += !!strstr(text, "USM_EVENT=policy\n");
+		}
+	}
+	assert_int_equal(nr_policy, 500);
+	assert_in_range(nr_attach + nr_fault, 100, 800);
+	usm_log_left_out();
+	usm_log_left_out(); /* says it once */
+	assert_string_equal(capture_end(&capture), "");
+	n = recv(fd, text, sizeof(text) - 1, MSG_DONTWAIT);
+	assert_true(n > 0);
+	text[n] = '\0';
+	assert_non_null(strstr(text, "PRIORITY=5\n"));
+	assert_non_null(strstr(text, "MESSAGE_ID=" USM_MSG_ATTACH "\n"));
+	said = strstr(text, "USM_COUNT=");
+	assert_true(said && sscanf(said, "USM_COUNT=%u", &more) == 1);
+	assert_int_equal(nr_attach + more, 500);
+	n = recv(fd, text, sizeof(text) - 1, MSG_DONTWAIT);
+	assert_true(n > 0);
+	text[n] = '\0';
+	said = strstr(text, "USM_COUNT=");
+	assert_true(said && sscanf(said, "USM_COUNT=%u", &more) == 1);
+	assert_int_equal(10 * nr_fault + more, 5000);
+	assert_true(recv(fd, text, sizeof(text), MSG_DONTWAIT) < 0);
+	close(fd);
+}
+
 /* Its socket is still there, and nobody behind it. */
 static void test_journal_gone(void **state)
 {
@@ -364,6 +414,7 @@ int main(void)
 		cmocka_unit_test_setup(test_journal_hidden, setup),
 		cmocka_unit_test_setup(test_journal_fields, setup),
 		cmocka_unit_test_setup(test_journal_stands_still, setup),
+		cmocka_unit_test_setup(test_journal_limit, setup),
 		cmocka_unit_test_setup(test_journal_gone, setup),
 	};
 

@@ -2,6 +2,7 @@
 #include "log.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -12,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -225,6 +227,89 @@ static void tell_of_dropped(void)
 		atomic_fetch_add(&log_nr_dropped, n);
 }
 
+/*
+ * What programs make happen as often as they like: so many entries at once, then so many a second, of
+ * all kinds together.  What is left out is added up by its kind.
+ */
+#define LIMIT_BURST	  100u
+#define LIMIT_PERIOD_NSEC 20000000ull
+
+static struct {
+	pthread_mutex_t lock;
+	uint64_t nsec;	      /* when credit_nsec was right */
+	uint64_t credit_nsec; /* an entry costs a period */
+	struct left_out {
+		const char *event, *message_id;
+		unsigned nr_entries;
+		uint64_t count;
+	} left_out[5];
+} limit = {
+	.lock = PTHREAD_MUTEX_INITIALIZER,
+	.credit_nsec = LIMIT_BURST * LIMIT_PERIOD_NSEC,
+	.left_out = {{.event = "attach"}, {.event = "detach"}, {.event = "fault"}, {.event = "evict"},
+		     {.event = "swapin"}},
+};
+
+static bool take_credit(void)
+{
+	struct timespec ts;
+	uint64_t now;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	now = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+	limit.credit_nsec = MIN(limit.credit_nsec + (now - limit.nsec), LIMIT_BURST * LIMIT_PERIOD_NSEC);
+	limit.nsec = now;
+	if (limit.credit_nsec < LIMIT_PERIOD_NSEC)
+		return false;
+	limit.credit_nsec -= LIMIT_PERIOD_NSEC;
+	return true;
+}
+
+/* Whether this entry is one too many; it is counted then. */
+static bool is_left_out(int priority, const struct usm_log_fields *f)
+{
+	bool r = false;
+
+	if (priority != LOG_INFO || log_max_priority > LOG_INFO || !f || !f->event)
+		return false;
+	for (unsigned i = 0; i < ARRAY_SIZE(limit.left_out); i++) {
+		struct left_out *l = &limit.left_out[i];
+
+		if (strcmp(l->event, f->event) != 0)
+			continue;
+		pthread_mutex_lock(&limit.lock);
+		r = !take_credit();
+		if (r) {
+			l->message_id = f->message_id;
+			l->nr_entries++;
+			l->count += f->has_count ? f->count : 1;
+		}
+		pthread_mutex_unlock(&limit.lock);
+	}
+	return r;
+}
+
+void usm_log_left_out(void)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(limit.left_out); i++) {
+		struct usm_log_fields f = {.has_count = 1};
+		struct left_out l;
+
+		pthread_mutex_lock(&limit.lock);
+		l = limit.left_out[i];
+		limit.left_out[i] = (struct left_out){.event = l.event};
+		pthread_mutex_unlock(&limit.lock);
+		if (!l.nr_entries)
+			continue;
+		f.event = l.event;
+		f.message_id = l.message_id;
+		f.count = l.count;
+		/* Not LOG_INFO, which would be left out itself. */
+		log_event(LOG_NOTICE, &f, "%s: %llu more, in %u entries that are left out here", l.event,
+			  (unsigned long long)l.count, l.nr_entries);
+	}
+}
+
 /* False: there is no journal. */
 static bool to_journal(int priority, int error, const struct usm_log_fields *f, char *message_field)
 {
@@ -232,6 +317,8 @@ static bool to_journal(int priority, int error, const struct usm_log_fields *f, 
 
 	if (!log_to_journal)
 		return false;
+	if (is_left_out(priority, f))
+		return true;
 	tell_of_dropped();
 	r = send_entry(priority, error, f, message_field);
 	if (r == -EAGAIN)

@@ -54,6 +54,10 @@ int usm_log_level(void);
  * NULL ends it. */
 void usm_log_first_error(char *buf, size_t size);
 
+/* The journal gets at most 50 entries a second of what programs make happen (attach, detach, fault,
+ * evict, swapin).  Says how many were left out; to be called once a second. */
+void usm_log_left_out(void);
+
 /* One line.  Returns -abs(error), so that callers can "return log_error_errno(r, ...)".
  * "%m" in fmt is abs(error). */
 int usm_log_full(int priority, int error, const struct usm_log_fields *f, const char *fmt, ...)
