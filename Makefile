@@ -208,7 +208,6 @@ test:
 	@$(MAKE) --no-print-directory all unit progs fuzzers
 	@$(MAKE) --no-print-directory VARIANT=kill-points CPPFLAGS=-DUSM_KILL_POINTS all
 	@$(MAKE) --no-print-directory SANITIZE=thread unit
-	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
 	@$(MAKE) --no-print-directory build/deb/built
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tests/lib/run.sh all
 
@@ -253,7 +252,6 @@ test-package:
 test-system:
 	@tests/lib/deps.sh build package test
 	@$(MAKE) --no-print-directory progs build/deb/built
-	@$(MAKE) --no-print-directory VARIANT=system PREFIX=/usr all
 	@tests/system/run.sh
 
 test-vm:

@@ -131,14 +131,12 @@ all_attached_are_said() {
 }
 
 @test "a journal that stands still: nobody waits for it, and it learns what it has missed" {
-	local i
-
 	start_usmd "process stressapptest policyOne" "limit stressapptest 32M"
 	STOPPED=$(systemctl show --value -p MainPID systemd-journald.service)
 	kill -STOP "$STOPPED"
 	# More entries than its queue takes: each reload that fails is one.
 	configure "nonsense"
-	for i in $(seq 600); do
+	for _ in $(seq 600); do
 		timeout 5 usmctl reload >/dev/null 2>&1 && return 1
 	done
 	configure "process stressapptest policyOne" "limit stressapptest 32M"
@@ -153,8 +151,6 @@ all_attached_are_said() {
 }
 
 @test "no journal at all: usmd starts, works, is killed and comes back without it" {
-	local main
-
 	systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket \
 		systemd-journald.service
 	[ "$(systemctl show --value -p ActiveState systemd-journald.service)" = inactive ]

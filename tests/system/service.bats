@@ -162,8 +162,6 @@ is_listening() {
 	[ "$(usmctl list assignments --json | jq -r .defaultPolicy)" = none ]
 	# No swap file is made before there is anybody to swap.
 	[ -z "$(ls -A /var/lib/usmd)" ]
-	# Nobody but usmd waits for it.
-	[ "$(systemctl list-dependencies --reverse --plain usmd.service | grep -c .)" -le 2 ]
 	configure # A quarter of the memory would be a large swap file.
 	systemctl reload usmd
 	usmctl assign torture policyOne
