@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,115 +15,14 @@
 #include "lib/cleanup.h"
 #include "lib/parse.h"
 #include "program.h"
+#include "tagger.h"
 #include "usmctl.h"
 
-#ifndef USM_PREFIX
-#define USM_PREFIX "/usr"
-#endif
-#ifndef USM_LIBDIR
-#define USM_LIBDIR USM_PREFIX "/lib"
-#endif
-#define TAGGER "libusm-tagger.so"
-/* What LD_PRELOAD gets: the dynamic linker of each program puts its own ABI's
- * folder in place of $LIB, so that those of other ABIs do not complain. */
-#ifndef USM_TAGGER_PATH
-#define USM_TAGGER_PATH USM_PREFIX "/$LIB/" TAGGER
-#endif
-/* Where that is for programs of usmctl's own ABI, to see whether it is installed. */
-#ifndef USM_TAGGER_FILE
-#define USM_TAGGER_FILE USM_LIBDIR "/" TAGGER
-#endif
-
-static char *say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-
-/* malloc'd; NULL without memory. */
-static char *say(const char *fmt, ...)
-{
-	char *text;
-	va_list ap;
-	int n;
-
-	va_start(ap, fmt);
-	n = vasprintf(&text, fmt, ap);
-	va_end(ap);
-	return n < 0 ? NULL : text;
-}
-
-/* Beside usmctl itself, as in a build tree: malloc'd, or NULL. */
-static char *tagger_beside_us(void)
-{
-	char self[PATH_MAX], *slash, *path;
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-	if (n < 0)
-		return NULL;
-	self[n] = '\0';
-	slash = strrchr(self, '/');
-	if (!slash)
-		return NULL;
-	*slash = '\0';
-	path = say("%s/" TAGGER, self);
-	if (path && access(path, R_OK) < 0) {
-		free(path);
-		path = NULL;
-	}
-	return path;
-}
-
-/* The preload library, malloc'd; NULL with the reason why there is none. */
-static char *tagger_find(char **ret_reason)
-{
-	const char *named = getenv("USMD_TAGGER");
-	char *path;
-
-	if (named && named[0]) {
-		path = strdup(named);
-	} else {
-		path = tagger_beside_us();
-		if (!path && access(USM_TAGGER_FILE, R_OK) == 0)
-			path = strdup(USM_TAGGER_PATH);
-	}
-	if (!path) {
-		*ret_reason = say("the preload library is not installed (%s); install it, or name "
-				  "it in USMD_TAGGER", USM_TAGGER_FILE);
-		return NULL;
-	}
-	if (named && named[0] && !strchr(path, '$') && access(path, R_OK) < 0)
-		*ret_reason = say("USMD_TAGGER names %s: %s", path, strerror(errno));
-	else if (strpbrk(path, " :"))
-		*ret_reason = say("LD_PRELOAD cannot hold a path with spaces or colons: %s", path);
-	else
-		return path;
-	free(path);
-	return NULL;
-}
-
-static bool preload_has(const char *list, const char *path)
-{
-	size_t len = strlen(path);
-
-	while (*list) {
-		size_t n = strcspn(list, " :");
-
-		if (n == len && memcmp(list, path, len) == 0)
-			return true;
-		list += n + (list[n] != '\0');
-	}
-	return false;
-}
-
-/* In front of what is there: the first library's hooks are the ones that are called. */
 static int preload_set(const char *tagger)
 {
-	const char *old = getenv("LD_PRELOAD") ?: "";
-	_cleanup_free_ char *list = NULL;
+	_cleanup_free_ char *list = tagger_preload(tagger, getenv("LD_PRELOAD") ?: "");
 
-	if (preload_has(old, tagger))
-		return 0;
-	list = say("%s%s%s", tagger, old[0] ? ":" : "", old);
-	if (!list || setenv("LD_PRELOAD", list, 1) < 0)
-		return -ENOMEM;
-	return 0;
+	return !list || setenv("LD_PRELOAD", list, 1) < 0 ? -ENOMEM : 0;
 }
 
 /* The program must find the same usmd, wherever it changes its directory to. */
@@ -251,7 +149,7 @@ static int assign(struct usmctl *ctl, const char *name, uint64_t limit_bytes, ch
 /* Everything but the exec itself.  0, or -errno with the reason why not. */
 static int prepare(struct usmctl *ctl, const char *path, uint64_t limit_bytes, char **ret_reason)
 {
-	_cleanup_free_ char *tagger = NULL;
+	_cleanup_(tagger_done) struct tagger tagger = {};
 	struct program program;
 	struct reply reply;
 	int r;
@@ -259,9 +157,9 @@ static int prepare(struct usmctl *ctl, const char *path, uint64_t limit_bytes, c
 	r = program_inspect(path, &program, ret_reason);
 	if (r < 0)
 		return r;
-	tagger = tagger_find(ret_reason);
-	if (!tagger)
-		return -ENOENT;
+	r = tagger_find(&tagger, ret_reason);
+	if (r < 0)
+		return r;
 	r = usmctl_try(ctl, "GetStatus", NULL, CLIENT_TIMEOUT_MSEC, &reply, NULL, ret_reason);
 	if (r < 0)
 		return r;
@@ -291,7 +189,7 @@ static int prepare(struct usmctl *ctl, const char *path, uint64_t limit_bytes, c
 
 	r = runtime_dir_set(ctl);
 	if (r >= 0)
-		r = preload_set(tagger);
+		r = preload_set(tagger.path);
 	if (r < 0)
 		*ret_reason = say("cannot set its environment: %s", strerror(-r));
 	return r;

@@ -46,6 +46,17 @@ static const struct usmctl_option run_options[] = {
 	[RUN_OR_UNMANAGED] = { "or-unmanaged", NULL, "run it unmanaged where it cannot be managed" },
 	{}
 };
+static const struct usmctl_option attach_options[] = {
+	[ATTACH_POLICY] = { "policy", "POLICY", "the policy of the service's programs" },
+	[ATTACH_LIMIT] = { "limit", "SIZE", "at most so much memory for each" },
+	[ATTACH_RUNTIME] = { "runtime", NULL, "until the next boot only" },
+	[ATTACH_ROOT] = { "root", "DIR", "the unit of a system that lies there, without systemd" },
+	{}
+};
+static const struct usmctl_option detach_options[] = {
+	[DETACH_ROOT] = { "root", "DIR", "the unit of a system that lies there, without systemd" },
+	{}
+};
 static const struct usmctl_option swap_add_options[] = {
 	[SWAP_PRIORITY] = { "priority", "N", "higher is used first (0)" },
 	{}
@@ -76,6 +87,10 @@ static const struct usmctl_command commands[] = {
 	{ "evict", NULL, 1, 1, "NAME|PID", "make pages leave", evict_options, cmd_evict, 0 },
 	{ "run", NULL, 1, -1, "-- COMMAND [ARGUMENT...]", "run a program managed", run_options,
 	  cmd_run, USMCTL_RUN_FAILED },
+	{ "attach-unit", NULL, 1, 1, "UNIT.service", "have a service managed from its next start",
+	  attach_options, cmd_attach_unit, 0 },
+	{ "detach-unit", NULL, 1, 1, "UNIT.service", "take that back", detach_options,
+	  cmd_detach_unit, 0 },
 	{ "swap", "add", 2, 2, "FILE SIZE", "swap to a file too", swap_add_options, cmd_swap_add,
 	  0 },
 	{ "swap", "remove", 1, 1, "FILE", "stop to swap to it, bring its pages back",

@@ -10,12 +10,13 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "lib/parse.h"
+
 /* usmctl's own file in a conf.d directory.  Unlike any other it does not replace its
  * namesake of an earlier directory: both are read, the later directory's last. */
 #define USM_CONFIG_ASSIGN_FILE "50-usmctl.conf"
 
 #define USM_NAME_MAX 63 /* of processes, policies: no whitespace, no control characters */
-#define USM_UNIT_MAX 255 /* of systemd's units; what they are called there */
 #define USM_RULE_MAX (5 + USM_UNIT_MAX) /* "unit:NAME" */
 
 enum usm_mechanism_kind { USM_MECHANISM_AUTO, USM_MECHANISM_USERFAULT, USM_MECHANISM_MODULE };

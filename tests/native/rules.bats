@@ -176,7 +176,7 @@ is_managed() {
 	[ -z "$HOLD_PID" ]
 	end_hold
 	run -0 timeout 20 env LD_PRELOAD="$TAGGER" "$T/bin/unit:usmtest.service" 1 < /dev/null
-	! grep -q "is managed by" "$LOG"
+	run -1 grep "is managed by" "$LOG"
 }
 
 @test "assign counts what runs unmanaged, by unit and by user" {

@@ -7,6 +7,21 @@ _usmctl_names() {
 	usmctl "${_usmctl_dir[@]}" list "$@" 2>/dev/null | cut -f1 | tail -n +2 | sort -u
 }
 
+_usmctl_services() {
+	systemctl list-unit-files --type=service --no-legend --no-pager 2>/dev/null | cut -d ' ' -f 1
+}
+
+# The units whose drop-in is there.
+_usmctl_attached() {
+	local f
+
+	for f in /etc/systemd/system/*.service.d/50-usmd.conf /run/systemd/system/*.service.d/50-usmd.conf; do
+		[[ -e $f ]] || continue
+		f=${f%.d/*}
+		echo "${f##*/}"
+	done
+}
+
 _usmctl() {
 	local cur prev words cword command="" verb="" i _usmctl_dir=()
 	local globals="--json --runtime-dir --no-color --help --version"
@@ -20,7 +35,7 @@ _usmctl() {
 			_usmctl_dir=(--runtime-dir "${words[i + 1]}")
 			((i++))
 			;;
-		--policy | --limit | --process | --offset | --count | --pages | --size | --priority)
+		--policy | --limit | --root | --process | --offset | --count | --pages | --size | --priority)
 			((i++))
 			;;
 		--)
@@ -46,7 +61,7 @@ _usmctl() {
 	fi
 
 	case $prev in
-	--runtime-dir)
+	--runtime-dir | --root)
 		_filedir -d
 		return
 		;;
@@ -65,7 +80,10 @@ _usmctl() {
 
 	local choices=""
 	case $command in
-	"") choices="status assign unassign list evict run swap policy monitor reload" ;;
+	"")
+		choices="status assign unassign list evict run attach-unit detach-unit swap policy \
+			monitor reload"
+		;;
 	assign)
 		if [[ $cur == -* ]]; then
 			choices="--alloc --swap --limit --runtime"
@@ -88,6 +106,13 @@ _usmctl() {
 			choices=$(_usmctl_names processes)
 		;;
 	run) choices="--policy --limit --or-unmanaged --" ;;
+	attach-unit)
+		[[ $cur == -* ]] && choices="--policy --limit --runtime --root" ||
+			choices=$(_usmctl_services)
+		;;
+	detach-unit)
+		[[ $cur == -* ]] && choices="--root" || choices=$(_usmctl_attached)
+		;;
 	swap)
 		case $verb in
 		"") choices="add remove" ;;

@@ -20,6 +20,7 @@ int usm_parse_permyriad(const char *s, unsigned *ret);
 /* 1..USM_NAME_MAX bytes of printable ASCII without whitespace, '/', '#', '"', '\\'
  * and not "." or "..". */
 bool usm_name_is_valid(const char *s);
+#define USM_UNIT_MAX 255 /* as systemd has it */
 /* As systemd has them, "redis-server@one.service"; of a template the instance is empty. */
 bool usm_unit_name_is_valid(const char *s);
 
