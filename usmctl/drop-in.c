@@ -14,13 +14,13 @@
  * tests/native/attach-unit.bats compares it with the source.
  */
 static const char *const tagger_calls[] = {
-	"brk", "capget", "capset", "chdir", "clock_gettime", "clone", "close", "close_range", "connect",
-	"exit", "fcntl", "fstat", "futex", "get_robust_list", "getcpu", "getdents64", "getpid", "gettid",
-	"ioctl", "kill", "lseek", "madvise", "mincore", "mmap", "mremap", "munmap", "nanosleep",
-	"newfstatat", "openat", "pidfd_getfd", "pidfd_open", "ppoll", "prctl", "pread64",
-	"process_vm_readv", "pwrite64", "read", "readlinkat", "recvfrom", "recvmsg", "rt_sigprocmask",
-	"sched_getaffinity", "sched_setaffinity", "sendmsg", "setsockopt", "shutdown", "socket",
-	"socketpair", "write", "writev", NULL
+	"brk", "capget", "capset", "chdir", "clock_gettime", "clone", "close", "close_range",
+	"connect", "eventfd2", "exit", "fcntl", "fstat", "futex", "get_robust_list", "getcpu",
+	"getdents64", "getpid", "gettid", "ioctl", "kill", "lseek", "madvise", "mincore", "mmap",
+	"mremap", "munmap", "nanosleep", "newfstatat", "openat", "pidfd_getfd", "pidfd_open",
+	"ppoll", "prctl", "pread64", "process_vm_readv", "pwrite64", "read", "readlinkat",
+	"recvfrom", "recvmsg", "rt_sigprocmask", "sched_getaffinity", "sched_setaffinity",
+	"sendmsg", "setsockopt", "shutdown", "socket", "socketpair", "write", "writev", NULL
 };
 static const char *const tagger_families[] = { "AF_UNIX", NULL };
 
