@@ -127,6 +127,25 @@ start_short_of_memory() {
 	! grep check.h "$T/err"
 }
 
+@test "no memory for what is swapped: stopped once more, a program that fits goes on" {
+	local small
+
+	start_short_of_memory
+	memory_available 12000
+	managed root 60 "$T/bin/torture" 6 2 512 1 > "$T/small" 2>&1 3>&- </dev/null &
+	small=$!
+	BACKGROUND+=($small)
+	wait_for 20 is_managed torture
+	stop_usmd
+	grep -q "let-go (pid $PARENT): usmd is stopped by force" "$LOG"
+	wait "$small" || { cat "$T/small"; return 1; }
+	[ "$(tail -n 1 "$T/small")" = ok ]
+}
+
+is_managed() {
+	[ "$(usmctl list processes --json | jq "[.processes[] | select(.name == \"$1\")] | length")" -gt 0 ]
+}
+
 ended() {
 	! pid_alive "$1"
 }
