@@ -227,6 +227,18 @@ static void write_quoted(FILE *f, const char *name, const char *value)
 	fputs("\"\n", f);
 }
 
+/* "-": what is missing, when usmd is not installed any more, keeps no service from starting. */
+static void write_paths(FILE *f, const char *name, const char *paths)
+{
+	fprintf(f, "%s=-", name);
+	for (; *paths; paths++) {
+		fputc(*paths, f);
+		if (*paths == ' ')
+			fputc('-', f);
+	}
+	fputc('\n', f);
+}
+
 void drop_in_write(const struct drop_in *d, FILE *f)
 {
 	fputs(DROP_IN_MARK "\n", f);
@@ -243,11 +255,12 @@ void drop_in_write(const struct drop_in *d, FILE *f)
 			   "SystemCallFilter=%s\n", d->calls);
 	if (d->families)
 		fprintf(f, "# To reach usmd's socket.\nRestrictAddressFamilies=%s\n", d->families);
-	if (d->bind)
-		fprintf(f, "# What a file system of the unit's own would hide.\nBindReadOnlyPaths=%s\n",
-			d->bind);
+	if (d->bind) {
+		fputs("# What a file system of the unit's own would hide.\n", f);
+		write_paths(f, "BindReadOnlyPaths", d->bind);
+	}
 	if (d->exec)
-		fprintf(f, "ExecPaths=%s\n", d->exec);
+		write_paths(f, "ExecPaths", d->exec);
 }
 
 void drop_in_explain(const struct drop_in *d, FILE *f)

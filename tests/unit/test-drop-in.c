@@ -135,23 +135,23 @@ static void test_paths(void **state)
 	struct drop_in_paths in_tmp = installed;
 
 	(void)state;
-	expect(&(struct unit_settings){ .tmpfs = LIST("/run") }, &installed, BIND "/run/usmd\n");
+	expect(&(struct unit_settings){ .tmpfs = LIST("/run") }, &installed, BIND "-/run/usmd\n");
 	expect(&(struct unit_settings){ .tmpfs = LIST("/") }, &installed,
-	       BIND "/usr/lib/libusm-tagger.so /run/usmd\n");
+	       BIND "-/usr/lib/libusm-tagger.so -/run/usmd\n");
 	expect(&(struct unit_settings){ .tmpfs = LIST("/run/other", "/run/usm", "/ru") }, &installed,
 	       UNIT PRELOAD);
 	expect(&(struct unit_settings){ .no_exec = LIST("/"), .exec = LIST("/usr/bin/a", "/usr/lib") },
 	       &installed, UNIT PRELOAD);
 	expect(&(struct unit_settings){ .no_exec = LIST("/"), .exec = LIST("/usr/bin/a") }, &installed,
-	       UNIT PRELOAD "ExecPaths=/usr/lib/libusm-tagger.so\n");
+	       UNIT PRELOAD "ExecPaths=-/usr/lib/libusm-tagger.so\n");
 	expect(&(struct unit_settings){ .no_exec = LIST("-/usr/lib/"), .exec = LIST("/usr") },
-	       &installed, UNIT PRELOAD "ExecPaths=/usr/lib/libusm-tagger.so\n");
+	       &installed, UNIT PRELOAD "ExecPaths=-/usr/lib/libusm-tagger.so\n");
 	expect(&(struct unit_settings){ .private_tmp = true }, &installed, UNIT PRELOAD);
 	expect(&(struct unit_settings){ .protect_home = "yes" }, &installed, UNIT PRELOAD);
 	in_tmp.tagger_file = "/tmp/t.so";
-	expect(&(struct unit_settings){ .private_tmp = true }, &in_tmp, BIND "/tmp/t.so\n");
+	expect(&(struct unit_settings){ .private_tmp = true }, &in_tmp, BIND "-/tmp/t.so\n");
 	in_tmp.tagger_file = "/home/t.so";
-	expect(&(struct unit_settings){ .protect_home = "tmpfs" }, &in_tmp, BIND "/home/t.so\n");
+	expect(&(struct unit_settings){ .protect_home = "tmpfs" }, &in_tmp, BIND "-/home/t.so\n");
 	expect(&(struct unit_settings){ .protect_home = "read-only" }, &in_tmp, UNIT PRELOAD);
 }
 
