@@ -108,6 +108,29 @@ files() {
 	hold_verifies
 }
 
+@test "a service that is attached starts without usmd as well, and is itself again after a purge" {
+	printf '%s\n' '[Service]' 'TemporaryFileSystem=/run' 'ExecStart=/bin/sleep 1000' \
+		> /run/systemd/system/usm-sleep.service
+	systemctl daemon-reload
+	start_usmd "memory 16M"
+	usmctl attach-unit usm-sleep.service --policy policyOne
+	run -0 dpkg -r usmd
+	[[ $output == *"usm-sleep.service is still attached"* ]]
+	systemctl start usm-sleep.service
+	sleeps
+	run -0 dpkg -P usmd
+	[ ! -e /etc/systemd/system/usm-sleep.service.d ]
+	systemctl restart usm-sleep.service
+	sleeps
+	run ! grep -z LD_PRELOAD "/proc/$(systemctl show --value -p MainPID usm-sleep.service)/environ"
+	systemctl stop usm-sleep.service
+	rm /run/systemd/system/usm-sleep.service
+}
+
+sleeps() {
+	wait_for 10 grep -qx sleep "/proc/$(systemctl show --value -p MainPID usm-sleep.service)/comm"
+}
+
 @test "a removal is refused when pages cannot be brought back" {
 	drop_in '[Service]' 'TimeoutStopSec=2s'
 	hold_start
