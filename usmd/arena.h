@@ -103,6 +103,8 @@ struct arena_process {
 	_Atomic uint64_t last_remove_tick; /* of the newest REMOVE that was applied */
 	/* Totals for the user. */
 	_Atomic uint64_t nr_faults, nr_evictions, nr_swap_ins;
+	/* Of these, what the journal was told. */
+	_Atomic uint64_t said_faults, said_evictions, said_swap_ins;
 };
 
 /* One policy set's frames: [first, first + nr) belong to the policy, the same

@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "journal.h"
 #include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
@@ -68,6 +69,8 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 	KILL_POINT("collect-released");
 	if (v & PAGE_WANTED || PAGE_STATE(new) == PAGE_RESIDENT)
 		userfault_wake(p->shared->uffd, p->shared->op_vpn[i], 1);
+	if (PAGE_STATE(new) == PAGE_SWAPPED)
+		journal_say_evicted(p, p->shared->op_vpn[i], frame, slot);
 	return new;
 }
 
@@ -265,8 +268,11 @@ static void note_stopped(struct process *p)
 		return;
 	atomic_store(&p->unevictable_reason, why);
 	log_event(LOG_WARNING,
-		  &((struct usm_log_fields){
-			  .event = "evict", .process = p->shared->name, .pid = p->shared->pid}),
+		  &((struct usm_log_fields){.event = "unevictable",
+					    .message_id = USM_MSG_UNEVICTABLE,
+					    .process = p->shared->name,
+					    .pid = p->shared->pid,
+					    .policy = p->shared->policy}),
 		  "%s (pid %d): no page of it is evicted any more: %s", p->shared->name,
 		  p->shared->pid, why);
 }
@@ -416,6 +422,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 		if (!stays && is_zero(page)) {
 			drop_slot(c, owned ? slot : 0);
 			finish(p, i, e, 0);
+			journal_say_evicted(p, s->op_vpn[i], PAGE_VALUE(v), 0);
 			evicted++;
 			continue;
 		}

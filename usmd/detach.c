@@ -13,6 +13,7 @@
 #include "family.h"
 #include "fault.h"
 #include "kill-point.h"
+#include "journal.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
 #include "pool.h"
@@ -89,6 +90,7 @@ void detach_dead(struct core *c, struct process *p)
 	struct pool *pool = atomic_load(&p->pool);
 	struct usm_agent_ops *ops = p->ops;
 
+	journal_say_sums(p);
 	log_event(LOG_INFO,
 		  &((struct usm_log_fields){.event = "detach",
 					    .message_id = USM_MSG_DETACH,
@@ -182,8 +184,10 @@ static bool keeps_all(struct core *c, struct process *p)
 	if (++p->scan.lazy_ticks == LAZY_TICKS)
 		log_event(LOG_WARNING,
 			  &((struct usm_log_fields){.event = "detach",
+						    .message_id = USM_MSG_STOP,
 						    .process = p->shared->name,
-						    .pid = p->shared->pid}),
+						    .pid = p->shared->pid,
+						    .policy = p->shared->policy}),
 			  "%s (pid %d) cannot be let go yet: the kernel may drop pages of it that it "
 			  "holds, and its agent %s; it stays managed until that has changed, or it ends",
 			  p->shared->name, p->shared->pid,

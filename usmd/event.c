@@ -433,7 +433,8 @@ static void apply_fork(struct apply *a, int uffd)
 				&((struct usm_log_fields){.event = "fork",
 							  .message_id = USM_MSG_KILL,
 							  .process = s->name,
-							  .pid = s->pid}),
+							  .pid = s->pid,
+							  .policy = s->policy}),
 				"%s (pid %d): cannot manage a forked child, it stops at its first "
 				"fault (end it by hand): %m",
 				s->name, s->pid);

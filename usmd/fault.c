@@ -10,6 +10,7 @@
 #include "family.h"
 #include "fault.h"
 #include "fill.h"
+#include "journal.h"
 #include "kill-point.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
@@ -334,6 +335,7 @@ void fault_serve(struct worker *w, struct process *p, const struct fault *fault)
 	}
 	KILL_POINT("fault-read");
 	fill_install(&f, w->buffer);
+	journal_say_filled(&f);
 	atomic_fetch_add_explicit(&p->shared->nr_faults, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&c->arena->h->nr_faults, 1, memory_order_relaxed);
 	process_count_fault(p, now_nsec() - fault->nsec);
@@ -361,7 +363,9 @@ int fault_bring_back(struct worker *w, struct process *p, uint64_t vpn, bool len
 		return r;
 	atomic_fetch_add_explicit(&p->shared->nr_swap_ins, f.n, memory_order_relaxed);
 	atomic_fetch_add_explicit(&p->core->arena->h->nr_swap_ins, f.n, memory_order_relaxed);
-	return fill_install(&f, w->buffer);
+	r = fill_install(&f, w->buffer);
+	journal_say_filled(&f);
+	return r;
 }
 
 int fault_take_in(struct worker *w, struct process *p, uint64_t vpn)

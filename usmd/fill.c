@@ -124,7 +124,8 @@ static void log_exceeded(struct process *p)
 		  &((struct usm_log_fields){.event = "oom",
 					    .message_id = USM_MSG_OOM,
 					    .process = p->shared->name,
-					    .pid = p->shared->pid}),
+					    .pid = p->shared->pid,
+					    .policy = p->shared->policy}),
 		  "%s (pid %d): no frame is free and nothing can leave (swap full or nothing "
 		  "evictable); exceeding the pool ('oom exceed'). Add a swap file: usmctl swap add",
 		  p->shared->name, p->shared->pid);
@@ -314,6 +315,7 @@ int fill_read(struct fill *f, uint8_t *buffer)
 						  .message_id = USM_MSG_SWAP,
 						  .process = p->shared->name,
 						  .pid = p->shared->pid,
+						  .policy = p->shared->policy,
 						  .addr = VADDR(f->vpn),
 						  .slot = f->slot[0],
 						  .has_slot = 1}),

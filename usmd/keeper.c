@@ -175,7 +175,7 @@ static void set_aside(struct arena *a, uint32_t pool_plus_1, const char *why)
 	pool->set_aside = 1;
 	log_event(LOG_ERR,
 		  &((struct usm_log_fields){
-			  .event = "policy", .message_id = USM_MSG_POLICY, .policy = pool->name}),
+			  .event = "policy", .message_id = USM_MSG_SET_ASIDE, .policy = pool->name}),
 		  "Policy %s (%s) %s; it is set aside until it is loaded again, its processes go on "
 		  "with first-fit and FIFO",
 		  pool->name, pool->file, why);
@@ -184,19 +184,21 @@ static void set_aside(struct arena *a, uint32_t pool_plus_1, const char *why)
 /* A fatal signal in a policy's code is the policy's fault; a kill from outside is not. */
 static void judge_death(struct arena *a, int status)
 {
-	uint32_t worker = atomic_exchange(&a->h->crashed_worker, 0);
+	uint32_t worker = atomic_exchange(&a->h->crashed_worker, 0), pool = 0;
+	struct usm_log_fields f = {.event = "crash", .message_id = USM_MSG_CRASH};
 
+	if (worker && worker <= ARENA_WORKERS)
+		pool = atomic_load(&a->h->worker[worker - 1].pool);
+	if (pool && pool <= ARENA_POOLS)
+		f.policy = a->h->pool[pool - 1].name;
 	if (WIFSIGNALED(status))
-		log_event(LOG_ERR,
-			  &((struct usm_log_fields){.event = "crash", .message_id = USM_MSG_CRASH}),
+		log_event(LOG_ERR, &f,
 			  "The engine died of signal %d (%s); starting a new one", WTERMSIG(status),
 			  strsignal(WTERMSIG(status)));
 	else
-		log_event(LOG_ERR,
-			  &((struct usm_log_fields){.event = "crash", .message_id = USM_MSG_CRASH}),
+		log_event(LOG_ERR, &f,
 			  "The engine ended with status %d; starting a new one", WEXITSTATUS(status));
-	if (worker && worker <= ARENA_WORKERS)
-		set_aside(a, atomic_load(&a->h->worker[worker - 1].pool), "crashed the engine");
+	set_aside(a, pool, "crashed the engine");
 	for (unsigned i = 0; i < ARENA_WORKERS; i++) {
 		atomic_store(&a->h->worker[i].since_nsec, 0);
 		atomic_store(&a->h->worker[i].pool, 0);

@@ -7,6 +7,7 @@
 #include "attach.h"
 #include "control.h"
 #include "core.h"
+#include "journal.h"
 #include "keeper.h"
 #include "manager.h"
 #include "policy.h"
@@ -25,12 +26,6 @@ struct eviction {
 	const char *reason;
 };
 
-/* What the last summary of a process said. */
-struct summary {
-	uint32_t generation;
-	uint64_t faults, evictions, swap_ins, first_tick, said_tick;
-};
-
 struct manager {
 	struct core core;
 	struct usm_config *config;
@@ -41,7 +36,7 @@ struct manager {
 	sd_event_source *beat, *main_io, *term, *hup, *intr, *keeper;
 	char policy_dir[PATH_MAX];
 	struct eviction eviction[EVICTIONS_MAX];
-	struct summary *summary; /* ARENA_PROCESSES */
+	struct journal_turn *journal_turn; /* ARENA_PROCESSES */
 	uint64_t beats;
 	bool orphaned; /* the keeper has ended */
 	bool stopping, stop_waits, pressure, default_swap_tried;

@@ -131,7 +131,11 @@ int manager_recover_pools(struct manager *m)
 			continue;
 		if (policy_set_load(pool, shared->file, &set, &message) < 0) {
 			shared->set_aside = 1;
-			log_error("%s; its processes go on with first-fit and FIFO",
+			log_event(LOG_ERR,
+				  &((struct usm_log_fields){.event = "policy",
+							    .message_id = USM_MSG_SET_ASIDE,
+							    .policy = shared->name}),
+				  "%s; its processes go on with first-fit and FIFO",
 				  message ? message : shared->file);
 		}
 	}
@@ -191,7 +195,7 @@ void manager_swap_by(struct process *p, const struct usm_config_rule *rule)
 	if (policy_swap_by(p, rule->swap_policy) < 0)
 		log_event(LOG_WARNING,
 			  &((struct usm_log_fields){.event = "policy",
-						    .message_id = USM_MSG_POLICY,
+						    .message_id = USM_MSG_CONFIG,
 						    .process = s->name,
 						    .pid = s->pid,
 						    .policy = rule->swap_policy}),
@@ -245,7 +249,7 @@ int manager_policy_load(struct manager *m, const char *file, char **ret_message)
 	if (r < 0)
 		return r;
 	log_event(LOG_NOTICE,
-		  &((struct usm_log_fields){.event = "policy", .message_id = USM_MSG_POLICY}),
+		  &((struct usm_log_fields){.event = "policy", .message_id = USM_MSG_POLICY_CHANGE}),
 		  "Policy file %s is loaded", file);
 	manager_apply(m);
 	return 0;
@@ -269,6 +273,10 @@ int manager_policy_unload(struct manager *m, const char *name, char **ret_messag
 		return say(ret_message, -EBUSY,
 			   "Pages are still resident in frames of '%s'; evict them first%s", name, "");
 	/* Threads may be inside pool_of_frame(): the pool itself stays, without its code. */
+	log_event(LOG_NOTICE,
+		  &((struct usm_log_fields){
+			  .event = "policy", .message_id = USM_MSG_POLICY_CHANGE, .policy = name}),
+		  "Policy %s (%s) is unloaded", name, pool->shared->file);
 	pool->shared->set_aside = 1;
 	pool->set = policy_set_unload(pool->set);
 	pool->shared->file[0] = '\0';
@@ -433,7 +441,9 @@ int manager_assign(struct manager *m, const char *name, char which, const char *
 		  &((struct usm_log_fields){.event = "assign",
 					    .message_id = USM_MSG_ASSIGN,
 					    .process = name,
-					    .policy = policy}),
+					    .policy = policy,
+					    .count = result.taken_over,
+					    .has_count = 1}),
 		  "%s is assigned to %s", name, policy ? policy : "its policy, with another limit");
 	*ret = result;
 	return 0;

@@ -29,9 +29,6 @@
 #endif
 
 #define BEAT_USEC 1000000ull
-/* Summaries: each second for ten seconds, then each ten seconds. */
-#define SUMMARY_EARLY_BEATS 10
-#define SUMMARY_BEATS	    10
 /* threshold PCT: back below this many percent less. */
 #define THRESHOLD_HYSTERESIS 10
 /* Of the memory that is available, what bringing pages back may use. */
@@ -229,46 +226,6 @@ static void attached(void *userdata, struct process *p)
 
 /* --- the loop ---------------------------------------------------------------------- */
 
-static void summarize(struct manager *m, struct process *p)
-{
-	struct summary *s = &m->summary[p->number];
-	struct arena_process *a = p->shared;
-	uint64_t faults = atomic_load(&a->nr_faults), evictions = atomic_load(&a->nr_evictions);
-	uint64_t swap_ins = atomic_load(&a->nr_swap_ins);
-	struct usm_log_fields f = {
-		.process = a->name, .pid = a->pid, .policy = a->policy, .has_count = 1};
-
-	if (s->generation != p->generation)
-		*s = (struct summary){.generation = p->generation, .first_tick = m->beats};
-	if (m->beats - s->first_tick > SUMMARY_EARLY_BEATS && m->beats - s->said_tick < SUMMARY_BEATS)
-		return;
-	s->said_tick = m->beats;
-	if (faults > s->faults) {
-		f.event = "fault";
-		f.message_id = USM_MSG_FAULT;
-		f.count = faults - s->faults;
-		log_event(LOG_INFO, &f, "%s (pid %d): %llu faults", a->name, a->pid,
-			  (unsigned long long)f.count);
-	}
-	if (evictions > s->evictions) {
-		f.event = "evict";
-		f.message_id = USM_MSG_EVICT;
-		f.count = evictions - s->evictions;
-		log_event(LOG_INFO, &f, "%s (pid %d): %llu pages evicted", a->name, a->pid,
-			  (unsigned long long)f.count);
-	}
-	if (swap_ins > s->swap_ins) {
-		f.event = "swapin";
-		f.message_id = USM_MSG_SWAPIN;
-		f.count = swap_ins - s->swap_ins;
-		log_event(LOG_INFO, &f, "%s (pid %d): %llu pages swapped in", a->name, a->pid,
-			  (unsigned long long)f.count);
-	}
-	s->faults = faults;
-	s->evictions = evictions;
-	s->swap_ins = swap_ins;
-}
-
 static void check_pressure(struct manager *m)
 {
 	struct core *c = &m->core;
@@ -286,6 +243,7 @@ static void check_pressure(struct manager *m)
 		return;
 	log_event(LOG_NOTICE,
 		  &((struct usm_log_fields){.event = "policy",
+					    .message_id = USM_MSG_POLICY_CHANGE,
 					    .policy = m->pressure ? m->config->threshold_policy :
 								    m->config->default_policy}),
 		  "%lld %% of the memory is in use: the default policy is now %s", (long long)percent,
@@ -350,8 +308,11 @@ static void let_all_go(struct manager *m)
 	unsigned n = live_processes(m, &swapped);
 
 	m->stopping = true;
-	log_notice("Stopping: bringing %llu MiB back into %u processes", (unsigned long long)(swapped >> 8),
-		   n);
+	log_event(LOG_NOTICE,
+		  &((struct usm_log_fields){
+			  .event = "stop", .message_id = USM_MSG_STOP, .count = n, .has_count = 1}),
+		  "Stopping: bringing %llu MiB back into %u processes", (unsigned long long)(swapped >> 8),
+		  n);
 	atomic_store(&m->core.stopping, true);
 	for (uint32_t i = 0; i < arena_processes(m->core.arena); i++) {
 		struct process *p = &m->core.process[i];
@@ -426,7 +387,8 @@ static int on_beat(sd_event_source *s, uint64_t usec, void *userdata)
 
 		if (!p)
 			continue;
-		summarize(m, p);
+		if (journal_is_due(&m->journal_turn[i], p->generation, m->beats))
+			journal_say_sums(p);
 		process_put(p);
 	}
 	usm_log_left_out();
@@ -443,9 +405,13 @@ static int on_hup(sd_event_source *s, const struct signalfd_siginfo *si, void *u
 	(void)s;
 	(void)si;
 	if (manager_reload(userdata, NULL) >= 0)
-		log_notice("The configuration is reloaded");
+		log_event(LOG_NOTICE,
+			  &((struct usm_log_fields){.event = "config", .message_id = USM_MSG_CONFIG}),
+			  "The configuration is reloaded");
 	else
-		log_error("The configuration has errors; the old one stays in force");
+		log_event(LOG_ERR,
+			  &((struct usm_log_fields){.event = "config", .message_id = USM_MSG_CONFIG}),
+			  "The configuration has errors; the old one stays in force");
 	return 0;
 }
 
@@ -499,8 +465,8 @@ int manager_new(struct arena *a, const struct keeper_options *o, struct manager 
 	m->options = o;
 	m->core.arena = a;
 	m->core.epoll_fd = m->core.kick_fd = m->core.main_fd = m->core.janitor_fd = -1;
-	m->summary = calloc(ARENA_PROCESSES, sizeof(*m->summary));
-	if (!m->summary || processes_new(&m->core) < 0) {
+	m->journal_turn = calloc(ARENA_PROCESSES, sizeof(*m->journal_turn));
+	if (!m->journal_turn || processes_new(&m->core) < 0) {
 		manager_free(m);
 		return -ENOMEM;
 	}
@@ -526,7 +492,7 @@ struct manager *manager_free(struct manager *m)
 	usm_swap_free(m->core.swap);
 	processes_free(&m->core);
 	usm_config_free(m->config);
-	free(m->summary);
+	free(m->journal_turn);
 	sd_event_source_disable_unref(m->beat);
 	sd_event_source_disable_unref(m->main_io);
 	sd_event_source_disable_unref(m->term);
@@ -664,10 +630,15 @@ int manager_start(struct manager *m)
 	if (r < 0)
 		return log_error_errno(r, "Cannot start threads: %m");
 	if (again) {
+		uint64_t swapped;
+
 		recover_wake(c);
 		atomic_store(&h->recovery_usec, (now_nsec() - atomic_load(&h->death_nsec)) / 1000);
 		log_event(LOG_NOTICE,
-			  &((struct usm_log_fields){.event = "recover", .message_id = USM_MSG_RECOVER}),
+			  &((struct usm_log_fields){.event = "recover",
+						    .message_id = USM_MSG_RECOVER,
+						    .count = live_processes(m, &swapped),
+						    .has_count = 1}),
 			  "A new engine carries on after %llu us",
 			  (unsigned long long)atomic_load(&h->recovery_usec));
 	}

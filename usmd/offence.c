@@ -15,7 +15,7 @@ void offence_log(struct offences *o, const char *event, const struct ucred *peer
 	if (o->nr == OFFENCES_MAX)
 		return;
 	o->nr++;
-	log_event(LOG_WARNING, &((struct usm_log_fields){.event = event, .pid = peer->pid}),
+	log_event(LOG_WARNING, &((struct usm_log_fields){.event = "client", .message_id = USM_MSG_CLIENT, .pid = peer->pid}),
 		  "%s client of uid %u (pid %d) %s%s", event, peer->uid, peer->pid, what,
 		  o->nr == OFFENCES_MAX ? "; more of this are not logged for a minute" : "");
 }

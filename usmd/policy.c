@@ -69,15 +69,20 @@ static void wrong_answer(struct policy_set *set, const char *what, uint64_t addr
 {
 	struct core *c = set->pool->core;
 	uint64_t now = now_nsec(), last = atomic_load(&set->log_nsec);
+	const struct arena_process *asked = NULL;
 
 	atomic_fetch_add(&c->arena->h->nr_policy_errors, 1);
 	atomic_fetch_add(&set->policy[0].nr_errors, 1);
 	if (now - last < LOG_INTERVAL_NSEC ||
 	    !atomic_compare_exchange_strong(&set->log_nsec, &last, now))
 		return;
+	if (ctx.call == CALL_ALLOC)
+		asked = c->process[ctx.process].shared;
 	log_event(LOG_WARNING,
 		  &((struct usm_log_fields){.event = "policy",
 					    .message_id = USM_MSG_POLICY,
+					    .process = asked ? asked->name : NULL,
+					    .pid = asked ? asked->pid : 0,
 					    .policy = set->policy[0].name,
 					    .addr = addr}),
 		  "Policy %s (%s): %s; refused", set->policy[0].name, set->file, what);

@@ -182,6 +182,7 @@ void process_kill(struct process *p, uint64_t addr, const char *reason)
 					    .message_id = USM_MSG_KILL,
 					    .process = p->shared->name,
 					    .pid = p->shared->pid,
+					    .policy = p->shared->policy,
 					    .addr = addr}),
 		  "%s (pid %d): %s%s; %s", p->shared->name, p->shared->pid, reason, where,
 		  p->shared->pidfd >= 0 ? "killing it, it must not see wrong data" :

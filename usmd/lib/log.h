@@ -24,6 +24,12 @@
 #define USM_MSG_KILL     "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0a" /* a program had to be killed */
 #define USM_MSG_SWAP     "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0b" /* swap device trouble */
 #define USM_MSG_OOM      "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0c"
+#define USM_MSG_UNEVICTABLE   "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0d" /* no page of a program leaves */
+#define USM_MSG_CONFIG	      "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0e" /* the configuration was read again */
+#define USM_MSG_STOP	      "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b0f" /* programs are let go, or cannot be */
+#define USM_MSG_CLIENT	      "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b10" /* a client did something wrong */
+#define USM_MSG_POLICY_CHANGE "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b11" /* loaded, unloaded, threshold */
+#define USM_MSG_SET_ASIDE     "5f0d2cfa6b5c4dc0a6f2ab5b3a4f3b12" /* a policy is not used any more */
 
 /*
  * The object that a line is about; fields left 0/NULL (-1 for slot and frame
@@ -31,7 +37,7 @@
  * USM_PID, USM_POLICY, USM_ADDR, USM_FRAME, USM_SLOT, USM_COUNT in the journal.
  */
 struct usm_log_fields {
-	const char *event;      /* "fault", "evict", "swapin", "assign", ... */
+	const char *event;      /* "fault", "evict", "swapin", "assign", ..., see usmd(8) */
 	const char *message_id; /* USM_MSG_* */
 	const char *process;
 	const char *policy;
