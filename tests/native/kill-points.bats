@@ -88,17 +88,17 @@ load_loop() {
 }
 
 load_start() {
-	LOADS=() HANDS_OVER=""
+	LOADS=() FAMILY=""
 	touch "$T/load"
 	load_loop root "$T/bin/torture" 2 3 2048 SEED </dev/null 3>&- & LOADS+=($!)
 	load_loop $UNPRIVILEGED "$T/bin/fork-cow" 12 </dev/null 3>&- & LOADS+=($!)
 	load_loop root "$T/bin/mappings" 12 </dev/null 3>&- & LOADS+=($!)
 }
 
-# What the others hand over may all be on swap by then.
-hand_over_start() {
-	[ -z "${HANDS_OVER:-}" ] || return 0
-	HANDS_OVER=1
+# Few of the others share pages long enough to give them to each other.
+family_start() {
+	[ -z "$FAMILY" ] || return 0
+	FAMILY=1
 	load_loop root "$T/bin/family" 4 3 </dev/null 3>&- & LOADS+=($!)
 }
 
@@ -151,7 +151,7 @@ die_everywhere() {
 	for point in $(points | grep -vxE "swap-(adding|removed)|release-.*|$2"); do
 		seconds=60
 		[[ ! $point =~ ^($3)$ ]] || seconds=10
-		[[ $point != hand-over-* ]] || hand_over_start
+		[[ $point != @(fault-of-agent|hand-over-*) ]] || family_start
 		die_at "$point" 0 $seconds || { echo "$point" >> "$T/missed"; continue; }
 		[ "$1" != auto ] || die_at "$point" 30 2 || :
 		[ ! -s "$FAILURES" ] || break
@@ -181,7 +181,7 @@ assert_carried_on() {
 
 @test "the engine dies at every point of faults, evictions and events, eviction lazyfree" {
 	# One death each: how often a point was passed before does not depend on the eviction.
-	die_everywhere lazyfree 'attach-.*|detach-.*|recover-.*|node-.*|hand-over-.*' barrier-told
+	die_everywhere lazyfree 'attach-.*|detach-.*|recover-.*|node-.*|hand-over-.*' 'barrier-told|fault-of-agent'
 }
 
 # death_in POINT SKIP COMMAND...: the command makes the engine die there.
