@@ -14,7 +14,8 @@ setup() {
 
 teardown() {
 	exec 7>&- || :
-	dpkg -s usmd 2>/dev/null | grep -qx 'Status: install ok installed' ||
+	[ "$(dpkg-query -W -f '${Status} ${Version}' usmd 2>/dev/null)" = \
+		"install ok installed $(dpkg-deb -f "${DEB[0]}" Version)" ] ||
 		dpkg -i "${DEB[0]}" "${DEV[0]}" || :
 	system_teardown
 }
@@ -96,6 +97,13 @@ files() {
 	[ "$(property MainPID)" != "$pid" ]
 	[ "$(systemctl show --value -p ActiveEnterTimestampMonotonic usmd.socket)" = "$since" ]
 	[ "$(readlink "/proc/$(property MainPID)/exe")" = /usr/sbin/usmd ]
+}
+
+@test "an upgrade does not start what was stopped" {
+	systemctl start usmd.socket
+	run -0 dpkg -i "${DEB[0]}"
+	[ "$(systemctl is-active usmd.service)" = inactive ]
+	[ "$(systemctl is-active usmd.socket)" = active ]
 }
 
 @test "a removal brings the pages back, and the program goes on without usmd" {
