@@ -1,12 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Taking the results of operations: what left goes to its slot, what stayed stays. */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "journal.h"
@@ -14,8 +9,7 @@
 #include "lib/cleanup.h"
 #include "lib/log.h"
 #include "mechanism-userfault.h"
-#include "operation.h"
-#include "pagemap.h"
+#include "operation-internal.h"
 #include "policy.h"
 #include "pool.h"
 #include "reclaim-internal.h"
@@ -24,13 +18,8 @@
 /* A page that cannot be put back meets unread events: try again after this. */
 #define PUT_BACK_USEC 100
 
-/*
- * Leaves EVICTING for `to`, unless the page was unmapped or discarded meanwhile.
- * Returns what was published.  A slot in `to` comes with a reference of its own, or is
- * the frame's clean slot, whose reference moves.  Not taken: the agent left it alone, so
- * what was announced was the program's.
- */
-static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64_t to, bool taken)
+uint64_t operation_finish_page(struct process *p, unsigned i, page_entry *e, uint64_t to,
+			       bool taken)
 {
 	struct core *c = p->core;
 	uint64_t v = atomic_load(e), new;
@@ -76,7 +65,7 @@ static uint64_t finish_page(struct process *p, unsigned i, page_entry *e, uint64
 
 static uint64_t finish(struct process *p, unsigned i, page_entry *e, uint64_t to)
 {
-	return finish_page(p, i, e, to, true);
+	return operation_finish_page(p, i, e, to, true);
 }
 
 static bool is_zero(const uint8_t *page)
@@ -147,8 +136,7 @@ static bool put_back(struct process *p, unsigned i, page_entry *e, const uint8_t
 	}
 }
 
-/* After a fork the protection stays for the accounting of copies (fault.c). */
-static void unprotect(struct process *p, uint64_t vpn)
+void operation_unprotect(struct process *p, uint64_t vpn)
 {
 	if (!p->shared->fork_protected)
 		userfault_protect(p->shared->uffd, vpn, 1, false);
@@ -174,7 +162,7 @@ static void publish_written(struct process *p, const struct leaving *l, page_ent
 	old = atomic_exchange(&pool_frame(c, frame)->clean_slot, l->slot);
 	if (old)
 		usm_swap_unref(c->swap, old);
-	unprotect(p, p->shared->op_vpn[l->i]);
+	operation_unprotect(p, p->shared->op_vpn[l->i]);
 	finish(p, l->i, e, PAGE_ENTRY(PAGE_RESIDENT, frame) | PAGE_LAZY);
 }
 
@@ -237,7 +225,7 @@ static unsigned write_out(struct reclaim *r, struct process *p, struct leaving *
 			/* Present, and the kernel may drop it until it is written: install our copy
 			 * where it did, else have the agent write it.  Until then LAZY without a slot
 			 * says that it may be lost. */
-			unprotect(p, p->shared->op_vpn[l[k].i]);
+			operation_unprotect(p, p->shared->op_vpn[l[k].i]);
 			if (p->evict.nr_unshare < USM_OPS_BATCH)
 				p->evict.unshare[p->evict.nr_unshare++] = p->shared->op_vpn[l[k].i];
 		}
@@ -277,16 +265,14 @@ static void note_stopped(struct process *p)
 		  p->shared->pid, why);
 }
 
-#define STAGING_BYTES (USM_OPS_BATCH * USM_PAGE_SIZE)
-
-static void end_operation(struct process *p)
+void operation_end(struct process *p)
 {
 	uint32_t n = p->shared->op_kind == USM_OPS_UNSHARE ? 0 : p->shared->op_n;
 
 	/* If this fails MOVE is refused from now on, and LAZYFREE does its work. */
 	if (p->evict.fenced)
 		userfault_register(p->shared->uffd, p->shared->staging,
-				   p->shared->staging + STAGING_BYTES, UFFDIO_REGISTER_MODE_WP);
+				   p->shared->staging + OPERATION_STAGING_BYTES, UFFDIO_REGISTER_MODE_WP);
 	p->evict.fenced = false;
 	p->evict.stalled = false;
 	p->evict.unshared = false;
@@ -362,7 +348,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			if (written ? !was_rescued(p, s->op_vpn[i]) && !rescue : rescue)
 				p->evict.again[p->evict.nr_again++] = s->op_vpn[i];
 		}
-		end_operation(p);
+		operation_end(p);
 		return;
 	}
 	for (unsigned i = 0; i < s->op_n; i++) {
@@ -392,16 +378,16 @@ void operation_collect(struct reclaim *r, struct process *p)
 			if (v & PAGE_LAZY && !slot)
 				to = PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY;
 			drop_slot(c, owned ? slot : 0);
-			finish_page(p, i, e, to, false);
+			operation_finish_page(p, i, e, to, false);
 			continue;
 		}
 		stays = lazy && (res == -EBUSY || res == -EMLINK);
 		if (res != 0 && !stays) {
 			if (lazy)
-				unprotect(p, s->op_vpn[i]);
+				operation_unprotect(p, s->op_vpn[i]);
 			if (owned)
 				atomic_store(clean, slot);
-			if (finish_page(p, i, e,
+			if (operation_finish_page(p, i, e,
 					PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY),
 					!lazy))
 				stay.frame[stay.n++] = PAGE_VALUE(v);
@@ -433,7 +419,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 			if (stays) {
 				if (owned)
 					atomic_store(clean, slot);
-				unprotect(p, s->op_vpn[i]);
+				operation_unprotect(p, s->op_vpn[i]);
 				finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | PAGE_LAZY);
 			} else {
 				finish(p, i, e, PAGE_ENTRY(PAGE_SWAPPED, slot));
@@ -466,7 +452,7 @@ void operation_collect(struct reclaim *r, struct process *p)
 	}
 	atomic_fetch_add(&s->nr_evictions, evicted);
 	atomic_fetch_add(&c->arena->h->nr_evictions, evicted);
-	end_operation(p);
+	operation_end(p);
 	if (refused && lazy && !operation_only_lazy(c) &&
 	    atomic_load(&p->ops->agent_state) == USM_AGENT_RUNNING)
 		p->evict.no_fallback = true; /* without its hooks in place LAZYFREE is not safe */
@@ -518,155 +504,4 @@ bool operation_collectable(struct process *p)
 	yes |= atomic_load(&p->barrier);
 	atomic_store(&p->collecting, yes ? COLLECT_YES : COLLECT_NO);
 	return yes;
-}
-
-/* In a staging area, by an agent that may go on at any moment: a page of zeros is no page. */
-static bool is_staged(int pagemap, uint64_t addr, bool *ret_absent)
-{
-	uint64_t entry = 0;
-
-	if (pread(pagemap, &entry, sizeof(entry), (off_t)(VPN(addr) * sizeof(entry))) !=
-	    sizeof(entry))
-		return false;
-	*ret_absent = !(entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
-	return entry & PAGEMAP_PRESENT && entry & PAGEMAP_EXCLUSIVE;
-}
-
-/* What the agent has taken: it is in staging, and is copied before the first page leaves that. */
-static bool read_taken(struct process *p, int pagemap, unsigned i, uint8_t *page)
-{
-	struct arena_process *s = p->shared;
-	uint64_t addr = s->staging + (uint64_t)i * USM_PAGE_SIZE;
-	struct iovec to = {page, USM_PAGE_SIZE}, from = {(void *)(uintptr_t)addr, USM_PAGE_SIZE};
-	struct pollfd ended = {.fd = s->pidfd, .events = POLLIN};
-	bool absent = false;
-
-	if (is_staged(pagemap, addr, &absent)) {
-		if (process_vm_readv(s->pid, &to, 1, &from, 1, 0) != (ssize_t)USM_PAGE_SIZE ||
-		    !is_staged(pagemap, addr, &absent))
-			return false;
-	} else if (absent) {
-		memcpy(page, (uint8_t *)p->ops + USM_OPS_DATA + (size_t)i * USM_PAGE_SIZE,
-		       USM_PAGE_SIZE);
-	} else {
-		return false;
-	}
-	/* Its number is another program's by now? */
-	return s->pidfd >= 0 && poll(&ended, 1, 0) == 0;
-}
-
-/* Under the latch.  The agent's answer for it, when it comes, finds nothing on its way. */
-static bool install_taken(struct process *p, unsigned i, const uint8_t *page, uint32_t *ret_frame)
-{
-	page_entry *e = process_page(p, p->shared->op_vpn[i], false);
-	uint64_t v = e ? atomic_load(e) : 0;
-	unsigned done;
-
-	if (PAGE_STATE(v) != PAGE_EVICTING || v & (PAGE_GONE | PAGE_DISCARD) ||
-	    userfault_copy(p->shared->uffd, p->shared->op_vpn[i], page, 1, &done) < 0)
-		return false;
-	*ret_frame = PAGE_VALUE(v);
-	return PAGE_STATE(finish(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, *ret_frame))) == PAGE_RESIDENT;
-}
-
-/*
- * The agent stands still in the gate, and nobody could read the program's faults.  The kernel moves
- * pages into registered memory only: without that its next MOVE fails, whenever it comes, and the
- * gate is not needed.
- */
-static void open_gate(struct process *p)
-{
-	struct arena_process *s = p->shared;
-	uint32_t agent = USM_GATE_AGENT;
-
-	if (atomic_load(&p->ops->gate) != USM_GATE_AGENT ||
-	    userfault_unregister(s->uffd, s->staging, s->staging + STAGING_BYTES) < 0)
-		return;
-	p->evict.fenced = true;
-	atomic_compare_exchange_strong(&p->ops->gate, &agent, USM_GATE_IDLE);
-	worker_defer(p);
-}
-
-void operation_take_back(struct process *p)
-{
-	struct arena_process *s = p->shared;
-	struct pool *pool = atomic_load(&p->pool);
-	uint32_t frame[USM_OPS_BATCH];
-	uint8_t page[USM_PAGE_SIZE];
-	_cleanup_close_ int pagemap = -1;
-	unsigned n = 0;
-	char path[64];
-
-	if (s->op_kind != USM_OPS_MOVE || s->pid <= 0)
-		return;
-	open_gate(p);
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", s->pid);
-	pagemap = open(path, O_RDONLY | O_CLOEXEC);
-	for (unsigned i = 0; pagemap >= 0 && i < s->op_n; i++) {
-		/* Whatever comes after this answer of the agent leaves the program alone. */
-		if (atomic_load(&p->ops->res[i]) != 0 || !read_taken(p, pagemap, i, page))
-			continue;
-		if (!process_try_latch(p))
-			break;
-		n += install_taken(p, i, page, &frame[n]);
-		process_unlatch_reclaim(p);
-	}
-	if (pool && n) {
-		policy_give_back(pool, frame, n);
-		pool_flush(pool);
-	}
-}
-
-bool operation_undo(struct process *p)
-{
-	struct arena_process *s = p->shared;
-	struct pool *pool = atomic_load(&p->pool);
-	uint32_t frame[USM_OPS_BATCH];
-	unsigned n = 0;
-	bool lazy = s->op_kind == USM_OPS_LAZYFREE;
-
-	/* In this order: it ends what it has begun before it says that it goes. */
-	if (atomic_load(&p->ops->agent_state) != USM_AGENT_GONE ||
-	    atomic_load(&p->ops->done) == s->op_seq)
-		return false;
-	for (unsigned i = 0; s->op_kind != USM_OPS_UNSHARE && i < s->op_n; i++) {
-		page_entry *e = process_page(p, s->op_vpn[i], false);
-		uint64_t v = e ? atomic_load(e) : 0;
-
-		if (PAGE_STATE(v) != PAGE_EVICTING)
-			continue;
-		if (lazy)
-			unprotect(p, s->op_vpn[i]);
-		v = finish_page(p, i, e, PAGE_ENTRY(PAGE_RESIDENT, PAGE_VALUE(v)) | (v & PAGE_LAZY), !lazy);
-		if (PAGE_STATE(v) == PAGE_RESIDENT)
-			frame[n++] = PAGE_VALUE(v);
-	}
-	end_operation(p);
-	if (pool) {
-		policy_give_back(pool, frame, n);
-		pool_flush(pool);
-	}
-	return true;
-}
-
-void operation_give_up(struct reclaim *r, struct process *p)
-{
-	/* A child that it has forked, and that is not made yet, needs what had left. */
-	if (atomic_load(&p->shared->op_state) != OP_IDLE && (p->held || atomic_load(&p->barrier)) &&
-	    p->ops && atomic_load(&p->ops->done) == p->shared->op_seq)
-		operation_collect(r, p);
-	if (atomic_load(&p->shared->op_state) != OP_IDLE) {
-		for (unsigned i = 0; p->shared->op_kind != USM_OPS_UNSHARE && i < p->shared->op_n; i++) {
-			page_entry *e = process_page(p, p->shared->op_vpn[i], false);
-
-			if (e && PAGE_STATE(atomic_load(e)) == PAGE_EVICTING)
-				finish(p, i, e, PAGE_ENTRY(PAGE_LOST, 0));
-		}
-		end_operation(p);
-	}
-	if (p->evict.in_epoll) {
-		epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, p->shared->sock, NULL);
-		p->evict.in_epoll = false;
-	}
-	atomic_store(&p->forget, false);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Posting operations; collect.c takes their results. */
+/* Posting operations; collect.c takes their results, undo.c does without. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

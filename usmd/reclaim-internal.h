@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The reclaim thread's own fields; for reclaim.c, operation.c and collect.c alone. */
+/* The reclaim thread's own fields; for reclaim.c, operation.c, collect.c and undo.c alone. */
 #pragma once
 
 #include <pthread.h>

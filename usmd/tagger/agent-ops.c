@@ -54,7 +54,7 @@ static bool gate_enter(struct usm_agent *a, uint32_t req)
 	}
 }
 
-/* Only what is the agent's own: when it stood still, the daemon may have opened the gate (collect.c),
+/* Only what is the agent's own: when it stood still, the daemon may have opened the gate (undo.c),
  * and be in it by now. */
 static void gate_leave(struct usm_agent *a)
 {
@@ -220,10 +220,10 @@ static void work_move(struct usm_agent *a, uint32_t req)
 		any = true;
 	}
 	copied = sys_now_usec();
-	if (any)
+	if (any) {
 		empty_staging(a);
-	if (any)
 		a->took_pages = true;
+	}
 	a->ops->usec_move += moved - start;
 	a->ops->usec_copy += copied - moved;
 	a->ops->usec_drop += sys_now_usec() - copied;
