@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-login.h>
 #include <unistd.h>
 
 #include "format.h"
@@ -78,11 +80,37 @@ static void print_run_prefix(const struct usmctl *ctl)
 	fputs("run -- ", stdout);
 }
 
+/* The system's service that it belongs to, malloc'd; NULL: it was started otherwise. */
+static char *service_of(pid_t pid)
+{
+	static const char type[] = ".service", user_manager[] = "user@";
+	char *unit = NULL;
+	size_t n;
+
+	if (sd_booted() <= 0 || sd_pid_get_unit(pid, &unit) < 0)
+		return NULL;
+	n = strlen(unit);
+	if (n > strlen(type) && strcmp(unit + n - strlen(type), type) == 0 &&
+	    strncmp(unit, user_manager, strlen(user_manager)) != 0)
+		return unit;
+	free(unit);
+	return NULL;
+}
+
+static void print_attach_line(const char *unit, const char *policy)
+{
+	fputs("  usmctl attach-unit ", stdout);
+	print_quoted(stdout, unit);
+	fputs(" --policy ", stdout);
+	print_quoted(stdout, policy ?: "POLICY");
+}
+
 /* A line for each running program of that name which is not in processes. */
-static unsigned print_run_lines(const struct usmctl *ctl, const char *name,
+static unsigned print_run_lines(const struct usmctl *ctl, const char *name, const char *policy,
 				struct json_object *processes)
 {
 	_cleanup_closedir_ DIR *proc = opendir("/proc");
+	_cleanup_free_ char *last = NULL;
 	unsigned lines = 0;
 	struct dirent *d;
 
@@ -96,6 +124,19 @@ static unsigned print_run_lines(const struct usmctl *ctl, const char *name,
 		n = read_command(d->d_name, command, sizeof(command));
 		if (n == 0 || !process_has_name(d->d_name, name, command))
 			continue;
+		_cleanup_free_ char *service = service_of((pid_t)strtoul(d->d_name, NULL, 10));
+
+		/* A service has many processes, mostly side by side. */
+		if (service && last && strcmp(service, last) == 0)
+			continue;
+		if (service) {
+			print_attach_line(service, policy);
+			printf("   # now process %s\n", d->d_name);
+			free(last);
+			last = TAKE_PTR(service);
+			lines++;
+			continue;
+		}
 		print_run_prefix(ctl);
 		for (size_t i = 0; i < n; i += strlen(command + i) + 1) {
 			if (i > 0)
@@ -117,17 +158,16 @@ static void explain_unmanaged_of(const char *name, const char *policy, uint64_t 
 	       unmanaged == 1 ? "program" : "programs", is_unit ? "unit" : "user",
 	       unmanaged == 1 ? "is" : "are");
 	if (is_unit) {
-		fputs("for those of a service, as root:\n  usmctl attach-unit ", stdout);
-		print_quoted(stdout, what);
-		fputs(" --policy ", stdout);
-		print_quoted(stdout, policy ?: "POLICY");
+		puts("for those of a service, as root:");
+		print_attach_line(what, policy);
 		putchar('\n');
 	} else {
 		puts("programs that are started by 'usmctl run' are.");
 	}
 }
 
-static void explain_unmanaged(struct usmctl *ctl, const char *name, uint64_t unmanaged)
+static void explain_unmanaged(struct usmctl *ctl, const char *name, const char *policy,
+			      uint64_t unmanaged)
 {
 	_cleanup_free_ char *problem = NULL;
 	struct reply reply = {};
@@ -138,7 +178,7 @@ static void explain_unmanaged(struct usmctl *ctl, const char *name, uint64_t unm
 	       unmanaged == 1 ? "it is" : "they are");
 	/* Without the list, lines for managed ones may be printed too: they do no harm. */
 	(void)usmctl_try(ctl, "ListProcesses", NULL, CLIENT_TIMEOUT_MSEC, &reply, NULL, &problem);
-	lines = print_run_lines(ctl, name,
+	lines = print_run_lines(ctl, name, policy,
 				reply.parameters ?
 					json_object_object_get(reply.parameters, "processes") :
 					NULL);
@@ -192,7 +232,7 @@ enum usmctl_status cmd_assign(struct usmctl *ctl)
 	printf("%" PRIu64 " running %s taken over.\n", taken_over,
 	       taken_over == 1 ? "process was" : "processes were");
 	if (unmanaged > 0 && usm_rule_parse(name, NULL) == USM_RULE_PROCESS)
-		explain_unmanaged(ctl, name, unmanaged);
+		explain_unmanaged(ctl, name, policy, unmanaged);
 	else if (unmanaged > 0)
 		explain_unmanaged_of(name, policy, unmanaged);
 	return USMCTL_DONE;

@@ -53,33 +53,48 @@ static void identity_done(struct identity *id)
 	free(id->unit);
 }
 
-/* Is the rule of that name for the program, its unit, or its user? */
-static bool is_for(const char *rule, const struct identity *id)
+/* How wide a rule is that is for it: the narrower goes before; RULE_NOT: it is not for it. */
+enum { RULE_FILE, RULE_CALLED, RULE_UNIT, RULE_TEMPLATE, RULE_USER, RULE_DEFAULT, RULE_NOT };
+
+static unsigned rule_width(const char *rule, const struct identity *id)
 {
 	const char *what;
 	uid_t uid;
 
 	switch (usm_rule_parse(rule, &what)) {
 	case USM_RULE_PROCESS:
-		return strcmp(what, id->program->called) == 0 || strcmp(what, id->program->file) == 0;
+		if (strcmp(what, id->program->file) == 0)
+			return RULE_FILE;
+		return strcmp(what, id->program->called) == 0 ? RULE_CALLED : RULE_NOT;
 	case USM_RULE_UNIT:
-		return id->unit && usm_unit_is(what, id->unit);
+		if (!id->unit || !usm_unit_is(what, id->unit))
+			return RULE_NOT;
+		return strcmp(what, id->unit) == 0 ? RULE_UNIT : RULE_TEMPLATE;
 	case USM_RULE_USER:
-		return usm_find_user(what, &uid) >= 0 && uid == id->uid;
+		return usm_find_user(what, &uid) >= 0 && uid == id->uid ? RULE_USER : RULE_NOT;
 	default:
-		return false;
+		return RULE_NOT;
 	}
 }
 
-/*
- * Is there a policy for the program, its unit or its user?  1 yes, 0 no, or -errno with the
- * problem.  A rule hides the default; that a narrower one of several may say "none" is left to
- * usmd, whose refusal the program shows.
- */
+/* What the narrowest rule says of one half of a policy set. */
+struct half {
+	unsigned width;
+	bool is_policy;
+};
+
+static void half_consider(struct half *h, unsigned width, const char *policy)
+{
+	if (policy[0] && width < h->width)
+		*h = (struct half){ .width = width, .is_policy = is_policy(policy) };
+}
+
+/* Is there a policy for the program, its unit or its user?  1 yes, 0 no, or -errno with the
+ * problem. */
 static int has_policy(struct usmctl *ctl, const struct program *program, char **ret_problem)
 {
 	_cleanup_(identity_done) struct identity id = { .program = program, .uid = geteuid() };
-	bool by_default = false, ruled = false;
+	struct half alloc = { .width = RULE_NOT }, swap = { .width = RULE_NOT };
 	uint64_t offset = 0;
 
 	(void)sd_pid_get_unit(0, &id.unit);
@@ -100,29 +115,22 @@ static int has_policy(struct usmctl *ctl, const struct program *program, char **
 		}
 		if (err < 0)
 			return err;
-		by_default = is_policy(json_text(reply.parameters, "defaultPolicy"));
+		half_consider(&alloc, RULE_DEFAULT, json_text(reply.parameters, "defaultPolicy"));
 		rules = json_object_object_get(reply.parameters, "assignments");
 		n = json_object_is_type(rules, json_type_array) ? json_object_array_length(rules) :
 								  0;
 		for (size_t i = 0; i < n; i++) {
 			struct json_object *rule = json_object_array_get_idx(rules, i);
-			const char *name = json_text(rule, "name");
-			const char *alloc = json_text(rule, "allocPolicy");
-			const char *swap = json_text(rule, "swapPolicy");
+			unsigned width = rule_width(json_text(rule, "name"), &id);
 
-			if (!is_for(name, &id))
-				continue;
-			if (is_policy(alloc) || is_policy(swap)) {
-				reply_done(&reply);
-				return 1;
-			}
 			/* A rule may say a limit only. */
-			ruled |= alloc[0] || swap[0];
+			half_consider(&alloc, width, json_text(rule, "allocPolicy"));
+			half_consider(&swap, width, json_text(rule, "swapPolicy"));
 		}
 		offset += n;
 		if (n == 0 || offset >= json_number(reply.parameters, "total")) {
 			reply_done(&reply);
-			return by_default && !ruled;
+			return alloc.is_policy || swap.is_policy;
 		}
 		reply_done(&reply);
 	}

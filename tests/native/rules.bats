@@ -205,4 +205,9 @@ is_managed() {
 	echo "process user:root policyOne" >> "$T/usmd.conf"
 	run -0 usmctl reload
 	run -0 usmctl run -- "$T/bin/hold" 1 < /dev/null
+	# The narrower rule says none.
+	echo "process hold none" >> "$T/usmd.conf"
+	run -0 usmctl reload
+	run -125 in_unit timeout 20 "$T/bin/usmctl" run -- "$T/bin/hold" 1 < /dev/null
+	[[ $output == *"no policy is assigned"* ]]
 }

@@ -194,6 +194,15 @@ not_managed() {
 	runs_managed usmtest.service
 }
 
+@test "assign names the services whose programs run unmanaged" {
+	make_unit usmtest.service
+	systemctl start usmtest.service
+	wait_for 30 grep -q ready "$T/out"
+	run -0 usmctl assign usm-hold policyOne
+	[[ $output == *"  usmctl attach-unit usmtest.service --policy policyOne   # now process $(main_pid usmtest.service)"* ]]
+	[[ $output != *"usmctl run"* ]]
+}
+
 @test "what the unit preloads already stays" {
 	local other
 
