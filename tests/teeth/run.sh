@@ -80,7 +80,9 @@ build() {
 	local goals=(all progs)
 
 	[[ $1 != unit/* ]] || goals=("build/${1%% *}")
-	make -s -j"$(nproc)" -C "$TREE" V=1 "${goals[@]}" > "$TEETH/build.log" 2>&1
+	make -s -j"$(nproc)" -C "$TREE" V=1 "${goals[@]}" > "$TEETH/build.log" 2>&1 || return 1
+	[[ $1 != native/kill-points* ]] || make -s -j"$(nproc)" -C "$TREE" V=1 VARIANT=kill-points \
+		CPPFLAGS=-DUSM_KILL_POINTS all >> "$TEETH/build.log" 2>&1
 }
 
 # run_test TEST NATIVE_SECONDS: its output is in $TEETH/out.  0: it passed, 1: it failed, 2: there is
