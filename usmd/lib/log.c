@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <systemd/sd-login.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,7 +25,7 @@
 
 /* Longest journal field besides MESSAGE: USM_PROCESS, where a rule for a unit is meant. */
 #define LOG_FIELD_MAX 288u
-#define LOG_FIELDS    13u
+#define LOG_FIELDS    14u
 
 /* Where the journal takes datagrams of FIELD=value lines.  Not by sd_journal_send(): it waits for a
  * journal that stands still, and so would all programs that wait for us. */
@@ -39,6 +40,9 @@
 static char log_name[32] = "usmd";
 static bool log_to_journal;
 static int log_socket = -1;
+/* The service whose main process we are.  The journal finds it out by /proc, where a process that has
+ * said why it ends is gone by then; "journalctl -u" believes what root says of it, too. */
+static char *log_unit;
 static bool log_colours;
 
 static _Atomic int log_max_priority = LOG_INFO;
@@ -71,9 +75,20 @@ static bool stderr_wants_colours(void)
 	return isatty(STDERR_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb") != 0;
 }
 
+static void find_unit(void)
+{
+	const char *pid = getenv("SYSTEMD_EXEC_PID");
+
+	free(log_unit);
+	log_unit = NULL;
+	if (pid && atoi(pid) == getpid() && sd_pid_get_unit(0, &log_unit) < 0)
+		log_unit = NULL;
+}
+
 void usm_log_open(const char *name)
 {
 	snprintf(log_name, sizeof(log_name), "%s", name);
+	find_unit();
 	if (log_socket < 0)
 		log_socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	log_to_journal = log_socket >= 0 && stderr_is_journal();
@@ -207,6 +222,8 @@ static int send_entry(int priority, int error, const struct usm_log_fields *f, c
 	entry_add_line(&e, message_field, strlen(message_field));
 	entry_add(&e, "PRIORITY=%d", priority);
 	entry_add(&e, "SYSLOG_IDENTIFIER=%s", log_name);
+	if (log_unit)
+		entry_add(&e, "OBJECT_SYSTEMD_UNIT=%s", log_unit);
 	if (error)
 		entry_add(&e, "ERRNO=%d", error);
 	if (f)
