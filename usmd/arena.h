@@ -138,6 +138,7 @@ struct arena_header {
 	_Atomic pid_t engine_pid;
 	_Atomic uint64_t nr_restarts;
 	_Atomic uint64_t death_nsec; /* when the keeper saw the last engine die */
+	_Atomic uint32_t nr_stops;   /* how often the keeper was told to stop */
 	/* enum arena_stop: what an engine began, its successor ends. */
 	_Atomic uint32_t stop;
 	/* Engine writes, keeper reads. */

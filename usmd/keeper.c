@@ -257,9 +257,6 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 		if (pid == 0)
 			engine_exit(engine(a, o));
 		atomic_store(&a->h->engine_pid, pid);
-		/* The one before had begun no stop that would be in the arena: it waited for room. */
-		if (stopping && atomic_load(&a->h->stop) == STOP_NO)
-			kill(pid, SIGTERM);
 		while (!died) {
 			siginfo_t si;
 			int sig = sigtimedwait(&set, &si, &check);
@@ -269,6 +266,7 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 				if (!stopping)
 					sd_notify(0, "STOPPING=1");
 				stopping = true;
+				atomic_fetch_add(&a->h->nr_stops, 1);
 				kill(pid, SIGTERM);
 			} else if (sig == SIGHUP) {
 				kill(pid, SIGHUP);

@@ -39,6 +39,7 @@ struct manager {
 	struct journal_turn *journal_turn; /* ARENA_PROCESSES */
 	uint64_t beats;
 	bool orphaned; /* the keeper has ended */
+	uint32_t stops_heard; /* of arena_header.nr_stops */
 	bool stopping, stop_waits, pressure, default_swap_tried;
 };
 

@@ -365,12 +365,15 @@ static bool keeper_lives(struct manager *m)
 static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
 {
 	struct manager *m = userdata;
+	uint32_t told = atomic_load(&m->core.arena->h->nr_stops);
 
 	(void)s;
-	/* The keeper passes on what it is told.  Who signals the whole service (systemctl kill) must
-	 * not count twice. */
-	if ((pid_t)si->ssi_pid != m->core.arena->h->keeper_pid && keeper_lives(m))
+	(void)si;
+	/* Who signals the whole service (systemctl kill) must not count twice, and signals that are
+	 * pending become one: the keeper's word counts, as long as there is a keeper. */
+	if (told == m->stops_heard && keeper_lives(m))
 		return 0;
+	m->stops_heard = told;
 	begin_stop(m, m->stopping || m->stop_waits);
 	return 0;
 }
@@ -646,8 +649,11 @@ int manager_start(struct manager *m)
 	r = add_events(m);
 	if (r < 0)
 		return log_error_errno(r, "Cannot set up the event loop: %m");
+	m->stops_heard = atomic_load(&h->nr_stops);
 	if (atomic_load(&h->stop) != STOP_NO)
 		let_all_go(m);
+	else if (m->stops_heard)
+		begin_stop(m, false); /* as the one before us, who waited for room */
 	return 0;
 }
 

@@ -122,7 +122,7 @@ engine_ends() {
 	start_usmd 32 "default policyOne"
 	swapped_start 8
 	kill_keeper
-	grep -q "The keeper has ended" "$LOG"
+	wait_for 10 grep -q "The keeper has ended" "$LOG"
 	run -0 env USMD_RUNTIME_DIR="$T/run" LD_PRELOAD="$TAGGER" true
 	[[ $output == *"runs unmanaged: the keeper of usmd was killed"* ]]
 	# Nobody takes its place as long as it has programs.

@@ -88,7 +88,7 @@ memory_available() {
 	echo "MemAvailable: $1 kB" > "$T/meminfo"
 }
 
-start_short_of_memory() {
+start_in_small_pool() {
 	requires_command jq unshare
 	memory_available 1000000
 	USMD_PREFIX=(unshare --mount sh -c "mount --bind '$T/meminfo' /proc/meminfo && exec \"\$@\"" usmd)
@@ -96,17 +96,21 @@ start_short_of_memory() {
 	start_usmd 16 "default policyOne"
 	start_program 32 root
 	tell check
+}
+
+fall_short_of_memory() {
 	memory_available 2000
 	# As systemctl kill does it: it counts once.
 	kill -TERM "$(status enginePid)" "$USMD_PID"
 	wait_for 20 grep -q "Cannot stop yet: .* End some of them, or stop once more .* to kill" "$LOG"
 	# They stay as they are.
 	tell check
-	[ "$(usmctl list processes --json | jq '.processes | length')" -eq 2 ]
+	is_managed let-go
 }
 
 @test "no memory for what is swapped: usmd says so and goes on, until there is some" {
-	start_short_of_memory
+	start_in_small_pool
+	fall_short_of_memory
 	# It is told to stop, and takes nobody new.
 	run -0 timeout 20 "$T/bin/usmctl" run -- true
 	[[ $output == *"usmd is stopping"* ]]
@@ -119,7 +123,8 @@ start_short_of_memory() {
 }
 
 @test "no memory for what is swapped: stopped once more, the programs are killed" {
-	start_short_of_memory
+	start_in_small_pool
+	fall_short_of_memory
 	stop_usmd
 	grep -q "let-go (pid $PARENT): usmd is stopped by force" "$LOG"
 	wait_for 20 ended "$PARENT"
@@ -130,12 +135,13 @@ start_short_of_memory() {
 @test "no memory for what is swapped: stopped once more, a program that fits goes on" {
 	local small
 
-	start_short_of_memory
-	memory_available 12000
+	start_in_small_pool
 	managed root 60 "$T/bin/torture" 6 2 512 1 > "$T/small" 2>&1 3>&- </dev/null &
 	small=$!
 	BACKGROUND+=($small)
 	wait_for 20 is_managed torture
+	fall_short_of_memory
+	memory_available 12000
 	stop_usmd
 	grep -q "let-go (pid $PARENT): usmd is stopped by force" "$LOG"
 	wait "$small" || { cat "$T/small"; return 1; }
