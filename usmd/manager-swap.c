@@ -109,7 +109,11 @@ int manager_default_swap(struct manager *m)
 	if (swap_in_use(m, path))
 		return 0;
 	size = default_swap_size(m, m->options->state_dir);
-	r = usm_swap_add_file(m->core.swap, path, size, 0, true, &message);
+	if (size)
+		r = usm_swap_add_file(m->core.swap, path, size, 0, true, &message);
+	else
+		r = asprintf(&message, "no space in %s, where it may take %u %% of what is free",
+			     m->options->state_dir, DEFAULT_SWAP_DISK_PERCENT) < 0 ? -ENOMEM : -ENOSPC;
 	if (r < 0)
 		log_event_errno(LOG_ERR, r,
 				&((struct usm_log_fields){.event = "swap", .message_id = USM_MSG_SWAP}),

@@ -308,6 +308,10 @@ static int create(struct usm_swap_device *d, char **ret_message)
 	int r;
 
 	fd = open(d->path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, 0600);
+	if (fd < 0 && errno == EROFS)
+		return refuse(ret_message, -EROFS, "%s is on a file system that is read-only for usmd. The "
+			      "service may write to its state directory alone: a swap file elsewhere needs "
+			      "[Service] ReadWritePaths=DIRECTORY (systemctl edit usmd.service)", d->path);
 	if (fd < 0)
 		return -errno;
 	r = lock_file(fd);
