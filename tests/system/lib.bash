@@ -106,3 +106,46 @@ journal() {
 in_journal() {
 	journal -o cat | grep -qE -- "$1"
 }
+
+# --- a program that checks its memory whenever it is told to ------------------------------------------
+
+# hold_start MIB [COMMAND...]: managed, by COMMAND (usmctl run --); HOLD is its pid.
+hold_start() {
+	local size=$1
+
+	shift
+	[ $# -gt 0 ] || set -- usmctl run --
+	[ -x "$T/hold" ] || cp "$PROGS/hold" "$T/"
+	mkfifo "$T/in"
+	"$@" "$T/hold" "$size" < "$T/in" > "$T/out" 2> "$T/err" 3>&- &
+	HOLD=$!
+	BACKGROUND+=("$HOLD")
+	exec 4> "$T/in"
+	wait_for 60 grep -q ready "$T/out" || { cat "$T/err"; return 1; }
+	[ ! -s "$T/err" ] || { cat "$T/err"; return 1; }
+}
+
+hold_answered() {
+	[ "$(grep -c ok "$T/out")" -gt "$1" ]
+}
+
+# All of its bytes are what they were.
+hold_check() {
+	local before
+
+	before=$(grep -c ok "$T/out" || :)
+	echo check >&4
+	wait_for 60 hold_answered "$before" || { cat "$T/err"; return 1; }
+}
+
+# Pages of it that are on swap.
+hold_swapped() {
+	usmctl list processes --json | jq ".processes[] | select(.pid == $HOLD) | .swapped"
+}
+
+has_ended() {
+	local state
+
+	state=$(sed -n 's/^State:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null) || return 0
+	[[ -z $state || $state == Z* || $state == X* ]]
+}
