@@ -15,7 +15,7 @@ version=${DEB_VERSION:-$(sed -n '1s/.*(\(.*\)-[^-]*).*/\1/p' packaging/debian/ch
 rm -rf "$out"
 mkdir -p "$out"
 out=$(realpath "$out")
-packaging/source.sh "$version" "$out/usmd_$version.orig.tar.xz"
+packaging/source.sh "$version" > "$out/usmd_$version.orig.tar.xz"
 tar -x --no-same-owner -C "$out" -f "$out/usmd_$version.orig.tar.xz"
 cd "$out/usmd-$version"
 # Debian's tools want it at the top, and the top level of the tree is not theirs.

@@ -14,7 +14,7 @@ version=$(sed -n 's/^Version: *//p' packaging/rpm/usmd.spec)
 rm -rf "$out"
 mkdir -p "$out/SOURCES"
 out=$(realpath "$out")
-packaging/source.sh "$version" "$out/SOURCES/usmd-$version.tar.xz"
+packaging/source.sh "$version" > "$out/SOURCES/usmd-$version.tar.xz"
 options=()
 if [ "$(rpm -E '%{?_unitdir}')" = "" ]; then
 	options=(--nodeps --define '_unitdir /usr/lib/systemd/system')

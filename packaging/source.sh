@@ -1,12 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# source.sh VERSION FILE: this tree as FILE, a .tar.xz of the folder usmd-VERSION. The same tree
-# gives the same bytes, wherever and whoever made it.
+# source.sh VERSION: this tree, as a .tar.xz of the folder usmd-VERSION, to standard output. The same
+# tree gives the same bytes, wherever and whoever made it.
 set -euo pipefail
 umask 022
 
 version=$1
-file=$2
 cd "$(dirname "$0")/.."
 
 # What git does not ignore, as it is now; without git, all but what is built.
@@ -23,5 +22,5 @@ tree() {
 }
 
 tree | LC_ALL=C sort -z | tar -c -J --null -T - --transform "s,^,usmd-$version/," --owner=0 --group=0 \
-	--numeric-owner --mode=u=rwX,go=rX -f "$file" \
+	--numeric-owner --mode=u=rwX,go=rX \
 	--mtime="@$(dpkg-parsechangelog -l packaging/debian/changelog -S Timestamp)"

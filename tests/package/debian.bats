@@ -106,16 +106,16 @@ teardown() {
 	done
 	# build/deb may be older than what is no part of the packages.
 	v=$(version)
-	"$ROOT/packaging/source.sh" "${v%-*}" "$T/orig.tar.xz"
+	as_owner "$ROOT/packaging/source.sh" "${v%-*}" > "$T/orig.tar.xz"
 	cmp "$T/orig.tar.xz" "$T/elsewhere/build/deb/usmd_${v%-*}.orig.tar.xz"
 }
 
 # The package of the last commit, or of this tree where it has none, with a lower version.
 previous_package() {
 	mkdir "$T/previous"
-	if git -C "$ROOT" cat-file -e HEAD~1:packaging/debian/control 2>/dev/null; then
-		git -C "$ROOT" archive HEAD~1 | tar -x -C "$T/previous"
-		note "the previous version is $(git -C "$ROOT" rev-parse --short HEAD~1)"
+	if as_owner git -C "$ROOT" cat-file -e HEAD~1:packaging/debian/control 2>/dev/null; then
+		as_owner git -C "$ROOT" archive HEAD~1 | tar -x -C "$T/previous"
+		note "the previous version is $(as_owner git -C "$ROOT" rev-parse --short HEAD~1)"
 	else
 		copy_tree "$T/this" && mv "$T/this" "$T/previous/this" && mv "$T"/previous/this/* "$T/previous/"
 		note "the previous version is this tree"

@@ -45,10 +45,15 @@ deb() {
 	echo "${files[0]}"
 }
 
+# Git gives nothing of a checkout to anybody else, root included.
+as_owner() {
+	setpriv --reuid="$(stat -c %u "$ROOT")" --regid="$(stat -c %g "$ROOT")" --clear-groups "$@"
+}
+
 # copy_tree FOLDER: what belongs to the source, without git.
 copy_tree() {
 	mkdir "$1"
-	"$ROOT/packaging/source.sh" 0 "$1.tar.xz"
+	as_owner "$ROOT/packaging/source.sh" 0 > "$1.tar.xz"
 	tar -x --no-same-owner --strip-components=1 -C "$1" -f "$1.tar.xz"
 }
 

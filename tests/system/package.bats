@@ -77,10 +77,14 @@ files() {
 	run ! usmctl run -- true
 	[ "$(status framesTotal)" -gt 0 ]
 	[ ! -e /var/lib/usmd/swap ]
+	# A swap file as large as a quarter of this machine's memory takes its time.
+	configure "memory 64M"
+	systemctl restart usmd
 	usmctl assign stressapptest policyOne --limit 32M
 	run -0 timeout 100 usmctl run -- stressapptest -s 3 -M 64 -m 1 -W
 	[ -s /var/lib/usmd/swap ]
 
+	rm "$CONF"
 	dpkg -P usmd
 	files > "$T/after"
 	run -0 diff "$T/before" "$T/after"
