@@ -81,7 +81,8 @@ machine_start() {
 	mkdir -p "$cgroup/$name" || return 1
 	(
 		echo "$BASHPID" > "$cgroup/$name/cgroup.procs"
-		SYSTEMD_NSPAWN_LOCK=0 exec systemd-nspawn --quiet --register=no --keep-unit \
+		# Nobody ends it, if nobody is there any more.
+		SYSTEMD_NSPAWN_LOCK=0 exec setpriv --pdeathsig TERM systemd-nspawn --quiet --register=no --keep-unit \
 			--private-network --console=pipe --capability=all \
 			--system-call-filter="bpf @keyring" --bind=/dev/userfaultfd \
 			--bind="$folder/lib:/var/lib" --directory="$folder/root" --machine="usm-${name,,}" --boot

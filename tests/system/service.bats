@@ -73,6 +73,28 @@ teardown() {
 	[[ $(getent group usm) =~ ^usm:[^:]*:[0-9]+:$ ]]
 }
 
+@test "tmpfiles.d makes the runtime directory as it should be" {
+	rm -rf /run/usmd
+	systemd-tmpfiles --create /usr/lib/tmpfiles.d/usmd.conf
+	[ "$(stat -c '%n %a %U %G' /run/usmd /run/usmd/conf.d | tr '\n' ' ')" = \
+		"/run/usmd 755 root root /run/usmd/conf.d 755 root root " ]
+}
+
+@test "the udev rule and the options of the module are well formed" {
+	local rule=/usr/lib/udev/rules.d/60-usm.rules
+
+	[ -e "$rule" ] || rule=/lib/udev/rules.d/60-usm.rules
+	# udevadm verify is younger than Debian 12.
+	if udevadm verify --help >/dev/null 2>&1; then
+		run -0 udevadm verify "$rule"
+	fi
+	run -0 udevadm test --action=add /sys/class/misc/userfaultfd
+	# What is said with the number of a line is a complaint: the rule is for another device.
+	[[ $output == *60-usm.rules* && ! $output =~ 60-usm.rules:[0-9] ]]
+	run -0 modprobe --showconfig
+	[[ $output != *usm.conf* ]]
+}
+
 @test "usm.ko is not there: the drop-in does no harm, and usmd says what it runs on" {
 	[[ " $(property Wants) " == *" modprobe@usm.service "* ]]
 	start_usmd
