@@ -2,8 +2,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "arena.h"
@@ -40,6 +42,37 @@ static int nodes_new(struct arena *a)
 	return 0;
 }
 
+/* What is laid out otherwise cannot be read, whatever its version says. */
+void arena_id(char id[ARENA_ID_MAX + 1])
+{
+	snprintf(id, ARENA_ID_MAX + 1, "%u.%zx.%zx.%x.%x.%x.%u.%zx", ARENA_VERSION,
+		 sizeof(struct arena_header), sizeof(struct arena_process), FRAMES_MAX, SLOTS_MAX,
+		 NODES_MAX, USM_ATTACH_VERSION, sizeof(struct usm_agent_ops));
+}
+
+static void set_bases(struct arena *a, char *base, int fd)
+{
+	struct arena_header *h = (struct arena_header *)base;
+
+	a->h = h;
+	a->process = (struct arena_process *)(base + h->off_process);
+	a->root = (_Atomic uint32_t *)(base + h->off_root);
+	a->frame = (struct arena_frame *)(base + h->off_frame);
+	a->hash = (struct usm_hash *)(base + h->off_hash);
+	a->node = (union arena_node *)(base + h->off_node);
+	a->fd = fd;
+}
+
+static int map_arena(int fd, size_t bytes, char **ret)
+{
+	char *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+
+	if (base == MAP_FAILED)
+		return -errno;
+	*ret = base;
+	return 0;
+}
+
 int arena_new(struct arena **ret)
 {
 	_cleanup_free_ struct arena *a = calloc(1, sizeof(*a));
@@ -57,11 +90,12 @@ int arena_new(struct arena **ret)
 		.wake_fd = -1,
 		.keeper_pidfd = -1,
 	};
-	char *base;
+	char *base = NULL;
 	int r;
 
 	if (!a)
 		return -ENOMEM;
+	arena_id(h.id);
 	h.off_process = page_up(sizeof(h));
 	h.off_root = h.off_process + page_up(sizeof(struct arena_process) * ARENA_PROCESSES);
 	h.off_frame = h.off_root + sizeof(uint32_t) * ARENA_ROOT * ARENA_PROCESSES;
@@ -76,17 +110,11 @@ int arena_new(struct arena **ret)
 		return -errno;
 	if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
 		return -errno;
-	base = mmap(NULL, h.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	if (base == MAP_FAILED)
-		return -errno;
-
-	a->h = (struct arena_header *)base;
-	a->process = (struct arena_process *)(base + h.off_process);
-	a->root = (_Atomic uint32_t *)(base + h.off_root);
-	a->frame = (struct arena_frame *)(base + h.off_frame);
-	a->hash = (struct usm_hash *)(base + h.off_hash);
-	a->node = (union arena_node *)(base + h.off_node);
+	r = map_arena(fd, h.bytes, &base);
+	if (r < 0)
+		return r;
 	a->fd = fd;
+	a->h = (struct arena_header *)base;
 	/* Header and processes: read() writes events into a record, and must find memory. */
 	r = arena_reserve(a, base, h.off_root);
 	if (r >= 0)
@@ -96,9 +124,74 @@ int arena_new(struct arena **ret)
 		return r;
 	}
 	memcpy(a->h, &h, sizeof(h));
-	fd = -1;
+	set_bases(a, base, TAKE_FD(fd));
 	*ret = TAKE_PTR(a);
 	return 0;
+}
+
+int arena_open(int fd, struct arena **ret, char *ret_id)
+{
+	_cleanup_free_ struct arena *a = calloc(1, sizeof(*a));
+	struct arena_header h;
+	char id[ARENA_ID_MAX + 1], *base = NULL;
+	struct stat st;
+	int r;
+
+	if (!a)
+		return -ENOMEM;
+	memset(&h, 0, sizeof(h));
+	/* Another's header may be shorter. */
+	if (fstat(fd, &st) < 0 || pread(fd, &h, sizeof(h), 0) < 0)
+		return -errno;
+	memcpy(ret_id, h.id, ARENA_ID_MAX);
+	ret_id[ARENA_ID_MAX] = '\0';
+	arena_id(id);
+	if (h.magic != ARENA_MAGIC || h.version != ARENA_VERSION || strcmp(id, ret_id) != 0 ||
+	    (uint64_t)st.st_size != h.bytes)
+		return -EPROTONOSUPPORT;
+	r = map_arena(fd, h.bytes, &base);
+	if (r < 0)
+		return r;
+	r = nodes_new(a);
+	if (r < 0) {
+		munmap(base, h.bytes);
+		return r;
+	}
+	set_bases(a, base, fd);
+	*ret = TAKE_PTR(a);
+	return 0;
+}
+
+static void mark(uint8_t *known, unsigned n, int fd)
+{
+	if (fd >= 0 && (unsigned)fd < n)
+		known[fd] = 1;
+}
+
+void arena_mark_descriptors(struct arena *a, uint8_t *known, unsigned n)
+{
+	struct arena_header *h = a->h;
+
+	for (unsigned i = 0; i < USM_SWAP_DEVICES; i++)
+		if (h->swap.device[i].in_use)
+			mark(known, n, h->swap.device[i].fd);
+	for (unsigned i = 0; i < arena_processes(a); i++) {
+		struct arena_process *s = &a->process[i];
+
+		if (s->state == PROCESS_FREE)
+			continue;
+		mark(known, n, s->uffd);
+		mark(known, n, s->sock);
+		mark(known, n, s->opsfd);
+		mark(known, n, s->pidfd);
+		/* A FORK event that was read and not applied: its child's userfaultfd. */
+		for (unsigned k = 0; k < ARENA_JOURNAL; k++)
+			if (s->journal[k].event == UFFD_EVENT_FORK)
+				mark(known, n, (int)s->journal[k].arg.fork.ufd);
+	}
+	for (int fd = 0; fd < (int)MIN(n, ARENA_FDS); fd++)
+		if (arena_fd_is(h->orphan, fd))
+			known[fd] = 1;
 }
 
 struct arena *arena_free(struct arena *a)

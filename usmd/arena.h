@@ -23,7 +23,12 @@
 #include "swap.h"
 
 #define ARENA_MAGIC   0x6172656e61736d75ull
-#define ARENA_VERSION 2u
+/* Tests build one that knows another. */
+#ifndef USM_ARENA_VERSION
+#define USM_ARENA_VERSION 3u
+#endif
+#define ARENA_VERSION USM_ARENA_VERSION
+#define ARENA_ID_MAX  63u
 
 #define ARENA_PROCESSES 1024u /* managed processes at once */
 #define ARENA_POOLS	16u
@@ -31,6 +36,7 @@
 #define ARENA_JOURNAL	192u /* messages of one read(), and what is read on at a barrier (event.c) */
 #define ARENA_ROOT	65536u
 #define ARENA_NODE_BYTES 4096u
+#define ARENA_FDS	8192u /* descriptors above are not kept beyond the service's end */
 
 /* A node of a page table: an inner table of node numbers, or a leaf of entries. */
 union arena_node {
@@ -124,12 +130,14 @@ struct arena_worker {
 	uint32_t tid;
 };
 
-/* usmd was told to stop; FORCED: what does not fit into memory is killed. */
-enum arena_stop { STOP_NO = 0, STOP_TOLD = 1, STOP_FORCED = 2 };
+/* usmd was told to stop; FORCED: what does not fit into memory is killed.  HAND_OVER: programs stay
+ * as they are, and wait for the next usmd. */
+enum arena_stop { STOP_NO = 0, STOP_TOLD = 1, STOP_FORCED = 2, STOP_HAND_OVER = 3 };
 
 struct arena_header {
 	uint64_t magic;
 	uint32_t version;
+	char id[ARENA_ID_MAX + 1]; /* arena_id() of who made it; these three stay where they are */
 	uint32_t nr_frames, nr_hash, nr_nodes;
 	uint64_t bytes, off_process, off_root, off_frame, off_hash, off_node;
 
@@ -141,6 +149,7 @@ struct arena_header {
 	_Atomic uint32_t nr_stops;   /* how often the keeper was told to stop */
 	/* enum arena_stop: what an engine began, its successor ends. */
 	_Atomic uint32_t stop;
+	uint32_t inherited; /* from another keeper, through the descriptor store */
 	/* Engine writes, keeper reads. */
 	_Atomic uint32_t ready;
 	_Atomic uint64_t heartbeat; /* counts while the engine's loop turns */
@@ -157,6 +166,10 @@ struct arena_header {
 	_Atomic uint32_t nr_processes; /* numbers below were used; memory above is untouched */
 	uint64_t next_generation, next_nonce;
 	struct usm_swap_shared swap;
+
+	/* One bit a descriptor.  told: systemd may have it in its store (store.h).  orphan: of a forked
+	 * child that cannot be managed; it must never be closed. */
+	_Atomic uint64_t told[ARENA_FDS / 64], orphan[ARENA_FDS / 64];
 
 	/* Totals since the keeper started. */
 	_Atomic uint64_t nr_faults, nr_evictions, nr_swap_ins, nr_errors, nr_policy_errors;
@@ -177,6 +190,13 @@ struct arena {
 
 /* A new, empty arena.  -errno. */
 int arena_new(struct arena **ret);
+/* Another keeper's; fd is taken over.  -EPROTONOSUPPORT: of another version or build; *ret_id says
+ * which (at most ARENA_ID_MAX bytes and a NUL), and fd is left open.  -errno. */
+int arena_open(int fd, struct arena **ret, char *ret_id);
+/* Names the layout of all that a keeper hands to the next, programs' agents included. */
+void arena_id(char id[ARENA_ID_MAX + 1]);
+/* known[fd] = 1 for all descriptors below n that the arena names and that outlive a keeper. */
+void arena_mark_descriptors(struct arena *a, uint8_t *known, unsigned n);
 struct arena *arena_free(struct arena *a);
 
 /* Makes [addr, addr + bytes) of the arena real memory. -ENOSPC/-ENOMEM: none left. */
@@ -195,6 +215,23 @@ int arena_nodes_recover(struct arena *a, const uint8_t *in_use, uint32_t top);
 static inline uint32_t arena_processes(struct arena *a)
 {
 	return atomic_load_explicit(&a->h->nr_processes, memory_order_acquire);
+}
+
+static inline bool arena_fd_is(const _Atomic uint64_t *bits, int fd)
+{
+	return fd >= 0 && (unsigned)fd < ARENA_FDS && atomic_load(&bits[fd / 64]) >> (fd % 64) & 1;
+}
+
+/* False: the number is too high. */
+static inline bool arena_fd_set(_Atomic uint64_t *bits, int fd, bool to)
+{
+	if (fd < 0 || (unsigned)fd >= ARENA_FDS)
+		return false;
+	if (to)
+		atomic_fetch_or(&bits[fd / 64], 1ull << (fd % 64));
+	else
+		atomic_fetch_and(&bits[fd / 64], ~(1ull << (fd % 64)));
+	return true;
 }
 
 static inline _Atomic uint32_t *arena_root(struct arena *a, uint32_t process)

@@ -35,6 +35,7 @@
 #include "reclaim.h"
 #include "scan.h"
 #include "smaps.h"
+#include "store.h"
 
 /* Handshakes at a time: each takes milliseconds, so that a parallel build needs a few. */
 #ifndef SO_PEERPIDFD
@@ -102,7 +103,7 @@ static int refuse(struct connection *conn, const char *text)
 }
 
 /* The field after the command name of /proc/PID/stat, which may hold anything. */
-static int read_starttime(pid_t pid, uint64_t *ret)
+int attach_starttime(pid_t pid, uint64_t *ret)
 {
 	char path[64], buf[1024], *s;
 	_cleanup_close_ int fd = -1;
@@ -256,7 +257,7 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 	conn->is_child = m->flags & USM_ATTACH_F_CHILD;
 	if (conn->pidfd < 0)
 		return -ESRCH;
-	r = read_starttime(conn->peer.pid, &conn->starttime);
+	r = attach_starttime(conn->peer.pid, &conn->starttime);
 	if (r < 0)
 		return r;
 	r = read_names(conn->peer.pid, &conn->info, exe);
@@ -264,7 +265,7 @@ static int on_hello(struct connection *conn, const struct usm_attach_msg *m)
 		return r;
 	/* As long as it has not ended its number is no other's: what was read is its own.  Another
 	 * process may hold its end of the connection, and wait for our answer. */
-	if (has_ended(conn->pidfd) || read_starttime(conn->peer.pid, &again) < 0 ||
+	if (has_ended(conn->pidfd) || attach_starttime(conn->peer.pid, &again) < 0 ||
 	    again != conn->starttime)
 		return -ESRCH;
 	conn->info.uid = conn->info.rule_uid = conn->peer.uid;
@@ -353,6 +354,16 @@ int attach_say_go(struct process *p)
 	return attach_message_send(p->shared->sock, &m, &fd, p->shared->is_child);
 }
 
+/* What the record has of the connection from now on. */
+static void record(struct arena_process *s, struct connection *conn)
+{
+	s->pidfd = TAKE_FD(conn->pidfd);
+	s->sock = TAKE_FD(conn->fd);
+	store_add(s->opsfd);
+	store_add(s->pidfd);
+	store_add(s->sock);
+}
+
 /* Takes *u1 over as soon as there is a record that names it. */
 static int attach_new_process(struct connection *conn, const struct usm_attach_msg *m, int *u1, int u2)
 {
@@ -385,6 +396,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 	s->identity = conn->identity;
 	s->marker = m->marker;
 	s->uffd = TAKE_FD(*u1);
+	store_add(s->uffd);
 	policy_serve(p, conn->pool, s->policy);
 	r = userfault_handshake(s->uffd, true, atomic_load(&c->evict_modes) & USM_EVICT_MOVE);
 	if (r >= 0) {
@@ -419,9 +431,7 @@ static int attach_new_process(struct connection *conn, const struct usm_attach_m
 		process_put(p);
 		return refuse(conn, "usmd could not register its memory");
 	}
-	s->pidfd = conn->pidfd;
-	s->sock = conn->fd;
-	conn->pidfd = conn->fd = -1;
+	record(s, conn);
 	KILL_POINT("attach-recorded");
 	s->attached = 1;
 	KILL_POINT("attach-attached");
@@ -477,9 +487,7 @@ static int attach_child(struct connection *conn, const struct usm_attach_msg *m,
 		process_put(p);
 		return refuse(conn, "usmd could not register its memory");
 	}
-	s->pidfd = conn->pidfd;
-	s->sock = conn->fd;
-	conn->pidfd = conn->fd = -1;
+	record(s, conn);
 	KILL_POINT("attach-child-recorded");
 	s->attached = 1;
 	s->nonce = 0;
@@ -518,6 +526,10 @@ static int on_packet(struct connection *conn, struct attach_packet *p)
 	case USM_ATTACH_READY:
 		return on_ready(conn, p);
 	default:
+		/* Its agent says so on its stderr as well, which may be nobody's. */
+		offence_log(&conn->attach->offences, "attach", &conn->peer,
+			    "belongs to a usmd that ended without handing it over; it is killed, unless "
+			    "none of its pages is on a swap device");
 		return refuse(conn, "usmd was restarted and does not have its pages");
 	}
 }

@@ -14,6 +14,9 @@
 struct attach;
 struct process;
 
+/* When it was started, in clock ticks: a number and this are nobody else's.  -errno. */
+int attach_starttime(pid_t pid, uint64_t *ret);
+
 struct attach_ops {
 	/*
 	 * May this process be managed, and by which policy?  name: basename of its

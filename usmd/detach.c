@@ -7,7 +7,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "closer.h"
 #include "detach.h"
 #include "event.h"
 #include "family.h"
@@ -20,6 +19,7 @@
 #include "process.h"
 #include "reclaim.h"
 #include "scan.h"
+#include "store.h"
 #include "worker.h"
 
 /* How long an agent that was told to go may take. */
@@ -54,16 +54,12 @@ static void close_fd(int *fd)
 	int n = *fd;
 
 	*fd = -1;
-	if (n >= 0)
-		close(n);
+	store_close(n);
 }
 
 static void close_recorded(_Atomic int32_t *fd)
 {
-	int n = atomic_exchange(fd, -1);
-
-	if (n >= 0)
-		close(n);
+	store_close(atomic_exchange(fd, -1));
 }
 
 static void note_relative_gone(struct core *c, uint64_t family)
@@ -131,7 +127,7 @@ void detach_dead(struct core *c, struct process *p)
 	close_fd(&p->scan.pagemap_fd);
 	KILL_POINT("detach-closing");
 	close_fd(&s->uffd);
-	closer_hang_up(s->sock);
+	store_hang_up(s->sock);
 	s->sock = -1;
 	close_recorded(&s->opsfd);
 	close_recorded(&s->pidfd);

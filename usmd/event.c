@@ -19,6 +19,7 @@
 #include "pool.h"
 #include "reclaim.h"
 #include "smaps.h"
+#include "store.h"
 #include "worker.h"
 
 /* How often to look at the agent's gate before coming back later; one look is some 40 ns,
@@ -375,6 +376,17 @@ static void apply_fork(struct apply *a, int uffd)
 	unsigned nr_skip = 0;
 	int r = -EMFILE;
 
+	if (uffd < 0) {
+		log_event(LOG_CRIT,
+			  &((struct usm_log_fields){.event = "fork",
+						    .message_id = USM_MSG_KILL,
+						    .process = s->name,
+						    .pid = s->pid}),
+			  "%s (pid %d): usmd was killed as a whole while this program forked, before "
+			  "systemd had the child's userfaultfd: end the child by hand",
+			  s->name, s->pid);
+		return;
+	}
 	/* The child is already there if the engine died after publishing it. */
 	for (uint32_t i = 0; i < arena_processes(p->core->arena); i++)
 		if (atomic_load(&p->core->arena->process[i].state) == PROCESS_LIVE &&
@@ -429,6 +441,7 @@ static void apply_fork(struct apply *a, int uffd)
 	if (r < 0) {
 		/* Nobody serves its userfaultfd, which stays open: it blocks, it never reads
 		 * wrong data. */
+		arena_fd_set(p->core->arena->h->orphan, uffd, true);
 		log_event_errno(LOG_CRIT, r,
 				&((struct usm_log_fields){.event = "fork",
 							  .message_id = USM_MSG_KILL,
@@ -465,6 +478,14 @@ static ssize_t read_messages(struct process *p, struct uffd_msg *m, unsigned n)
 		fcntl(p->shared->uffd, F_SETFL, flags | O_NONBLOCK);
 	r = read(p->shared->uffd, m, n * sizeof(*m));
 	return r < 0 ? -errno : r / (ssize_t)sizeof(*m);
+}
+
+/* A forked child's userfaultfd is nobody else's until its agent has one. */
+static void keep_children(const struct uffd_msg *m, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (m[i].event == UFFD_EVENT_FORK)
+			store_add((int)m[i].arg.fork.ufd);
 }
 
 static bool is_barrier(const struct uffd_msg *m)
@@ -508,6 +529,8 @@ static void read_on(struct process *p)
 		KILL_POINT("barrier-read");
 		cancel_operation(p);
 		gate_leave(p);
+		if (k > 0)
+			keep_children(&j[n], (unsigned)k);
 
 		for (unsigned i = n; k > 0 && i < from + (unsigned)k; i++) {
 			if (j[i].event == UFFD_EVENT_PAGEFAULT) {
@@ -665,6 +688,8 @@ static int read_once(struct process *p)
 	if (events)
 		cancel_operation(p);
 	gate_leave(p);
+	if (events)
+		keep_children(p->shared->journal, (unsigned)n);
 	if (n <= 0) {
 		if (n == -EMFILE || n == -ENFILE || n == -ENOMEM) {
 			/* A FORK event that has no room for the child's descriptor: again. */

@@ -21,6 +21,7 @@
 #include "keeper.h"
 #include "lib/cleanup.h"
 #include "lib/log.h"
+#include "store.h"
 
 /* The engine's loop turns at least once a second; after this it hangs. */
 #define HANG_NSEC 10000000000ull
@@ -51,19 +52,13 @@ static int listen_at(const char *dir, const char *name, int type, int *ret)
 	return 0;
 }
 
-static int take_sockets(struct arena *a, const struct keeper_options *o)
+static int take_sockets(struct arena *a, const struct keeper_options *o,
+			const struct store_received *received)
 {
-	char **names = NULL;
-	int n = sd_listen_fds_with_names(1, &names), r;
+	int r;
 
-	for (int i = 0; i < n; i++) {
-		if (sd_is_socket(SD_LISTEN_FDS_START + i, AF_UNIX, SOCK_SEQPACKET, 1) > 0)
-			a->h->attach_fd = SD_LISTEN_FDS_START + i;
-		else if (sd_is_socket(SD_LISTEN_FDS_START + i, AF_UNIX, SOCK_STREAM, 1) > 0)
-			a->h->control_fd = SD_LISTEN_FDS_START + i;
-		free(names[i]);
-	}
-	free(names);
+	a->h->attach_fd = received->attach_fd;
+	a->h->control_fd = received->control_fd;
 	if (a->h->attach_fd < 0) {
 		r = listen_at(o->runtime_dir, USM_ATTACH_SOCKET, SOCK_SEQPACKET, &a->h->attach_fd);
 		if (r < 0)
@@ -71,6 +66,19 @@ static int take_sockets(struct arena *a, const struct keeper_options *o)
 	}
 	if (a->h->control_fd < 0)
 		return listen_at(o->runtime_dir, "io.usmd.Manager", SOCK_STREAM, &a->h->control_fd);
+	return 0;
+}
+
+/* For who wants to know whether an upgrade can be started (usmd --takes-over). */
+static int write_id(const struct arena *a, const char *dir)
+{
+	char path[4096];
+	_cleanup_fclose_ FILE *f = NULL;
+
+	snprintf(path, sizeof(path), "%s/arena", dir);
+	f = fopen(path, "we");
+	if (!f || fprintf(f, "%s\n", a->h->id) < 0 || fflush(f) != 0)
+		return log_error_errno(-errno, "Cannot write %s: %m", path);
 	return 0;
 }
 
@@ -106,7 +114,7 @@ static int open_mechanism(struct arena *a)
 	return errno == ENOENT || errno == ENXIO || errno == ENODEV ? -ENODEV : -errno;
 }
 
-int keeper_open(struct arena *a, const struct keeper_options *o)
+int keeper_open(struct arena *a, const struct keeper_options *o, const struct store_received *received)
 {
 	char path[4096];
 	int r;
@@ -123,13 +131,16 @@ int keeper_open(struct arena *a, const struct keeper_options *o)
 				       "Another usmd runs in %s. End it, or give this one a folder "
 				       "of its own: usmd --runtime-dir DIR --state-dir DIR",
 				       o->runtime_dir);
+	if (write_id(a, o->runtime_dir) < 0)
+		return -EIO;
 	r = open_mechanism(a);
 	if (r < 0)
 		return r;
-	return take_sockets(a, o);
+	return take_sockets(a, o, received);
 }
 
-static void note_descriptors(struct keeper_options *o)
+/* What systemd has as well is the arena's, and not always open. */
+static void note_descriptors(struct keeper_options *o, struct arena *a)
 {
 	_cleanup_closedir_ DIR *d = opendir("/proc/self/fd");
 	struct dirent *de;
@@ -137,7 +148,7 @@ static void note_descriptors(struct keeper_options *o)
 	while (d && (de = readdir(d))) {
 		int fd = atoi(de->d_name);
 
-		if (fd >= 0 && fd < KEEPER_FDS && fd != dirfd(d))
+		if (fd >= 0 && fd < KEEPER_FDS && fd != dirfd(d) && !arena_fd_is(a->h->told, fd))
 			o->keep[fd] = 1;
 	}
 }
@@ -244,7 +255,7 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 	a->h->keeper_pidfd = (int)syscall(SYS_pidfd_open, a->h->keeper_pid, 0);
 	if (a->h->keeper_pidfd < 0)
 		return log_error_errno(-errno, "pidfd_open: %m") ? EXIT_FAILURE : 0;
-	note_descriptors(o);
+	note_descriptors(o, a);
 	for (;;) {
 		int status = 0;
 		bool died = false;
@@ -294,8 +305,14 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 				beat_nsec = now_nsec();
 			}
 		}
-		if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !ready || stopping))
+		/* However it ended: it did not change anything any more. */
+		if (atomic_load(&a->h->stop) == STOP_HAND_OVER)
+			return EXIT_SUCCESS;
+		if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !ready || stopping)) {
+			if (WEXITSTATUS(status) == 0)
+				store_clear(a);
 			return WEXITSTATUS(status);
+		}
 		atomic_store(&a->h->death_nsec, now_nsec());
 		judge_death(a, status);
 		atomic_fetch_add(&a->h->nr_restarts, 1);

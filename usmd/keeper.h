@@ -16,6 +16,7 @@
 
 struct keeper_options {
 	const char *config_file, *runtime_dir, *state_dir;
+	const char *exe; /* where usmd is installed, whatever is there now */
 	bool is_private; /* started by hand with --runtime-dir */
 	/* Descriptors that were open before the first engine. */
 	uint8_t keep[KEEPER_FDS];
@@ -25,6 +26,8 @@ struct keeper_options {
 int keeper_run(struct arena *a, struct keeper_options *o,
 	       int (*engine)(struct arena *a, const struct keeper_options *o));
 
+struct store_received;
+
 /* The runtime directory, the lock against a second instance, the two sockets (from systemd, or
  * made), /dev/userfaultfd.  Logged; -errno. */
-int keeper_open(struct arena *a, const struct keeper_options *o);
+int keeper_open(struct arena *a, const struct keeper_options *o, const struct store_received *received);

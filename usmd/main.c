@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,11 +18,13 @@
 #include "lib/log.h"
 #include "manager-internal.h"
 #include "privileges.h"
+#include "store.h"
 
 #define EXIT_USAGE 2
 /* As sysexits.h and systemd say; units/usmd.service does not try these again. */
 #define EXIT_UNAVAILABLE 69
 #define EXIT_CONFIG	 78
+#define EXIT_ARENA	 76
 
 static struct arena *the_arena;
 
@@ -72,9 +75,12 @@ static int engine_main(struct arena *a, const struct keeper_options *o)
 		return log_error_errno(r, "Cannot start the engine: %m") ? EXIT_FAILURE : 0;
 	r = manager_start(m);
 	if (r < 0)
-		return r == -EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
+		/* After EXIT_CONFIG systemd would not try again, and drop what programs wait for. */
+		return r == -EINVAL && !a->h->inherited ? EXIT_CONFIG : EXIT_FAILURE;
 	r = manager_run(m);
 	manager_free(m);
+	/* Whoever read events has ended: what they brought is told before we end. */
+	store_stop();
 	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
@@ -86,6 +92,9 @@ static void help(FILE *f)
 	      "  --runtime-dir DIR   sockets and runtime assignments; default /run/usmd\n"
 	      "  --state-dir DIR     the default swap file; default /var/lib/usmd\n"
 	      "  --check             read the configuration, say what is wrong with it, end\n"
+	      "  --takes-over ID     the same, and fail too if this usmd cannot take over the programs\n"
+	      "                      of a running one, whose ID is in the file \"arena\" of its runtime\n"
+	      "                      directory\n"
 	      "  --debug             log single events too\n"
 	      "  --version, --help\n\n"
 	      "It stays in the foreground. usmctl and programs find a private instance by\n"
@@ -100,6 +109,36 @@ static int check(const struct keeper_options *o)
 
 	usm_config_free(c);
 	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static bool knows_arena(const char *id)
+{
+	char ours[ARENA_ID_MAX + 1];
+
+	arena_id(ours);
+	return strcmp(id, ours) == 0;
+}
+
+/* What it names stays in systemd's store, as long as the service is started again and again. */
+static int refuse_arena(const char *id)
+{
+	char ours[ARENA_ID_MAX + 1];
+
+	arena_id(ours);
+	log_error("Programs wait for a usmd that knows their pages (arena %s); this one (%s, arena %s) does not. "
+		  "Install that version again, and they go on; \"systemctl stop usmd.service usmd.socket\" "
+		  "gives them up", id[0] ? id : "of an unknown version", USM_VERSION, ours);
+	return EXIT_ARENA;
+}
+
+/* An upgrade replaces the file; this is where the next one is. */
+static const char *find_exe(void)
+{
+	static char exe[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
+
+	exe[MAX(n, (ssize_t)0)] = '\0';
+	return exe;
 }
 
 /* Removed by nobody: sockets are made anew, the swap file is reused. */
@@ -117,6 +156,7 @@ int main(int argc, char *argv[])
 		{"runtime-dir", required_argument, NULL, 'r'},
 		{"state-dir", required_argument, NULL, 's'},
 		{"check", no_argument, NULL, 'k'},
+		{"takes-over", required_argument, NULL, 't'},
 		{"debug", no_argument, NULL, 'd'},
 		{"version", no_argument, NULL, 'v'},
 		{"help", no_argument, NULL, 'h'},
@@ -127,6 +167,8 @@ int main(int argc, char *argv[])
 		.state_dir = "/var/lib/usmd",
 	};
 	struct arena *a = NULL;
+	const char *takes_over = NULL;
+	struct store_received received;
 	bool only_check = false;
 	int opt, r;
 
@@ -146,6 +188,9 @@ int main(int argc, char *argv[])
 		case 'k':
 			only_check = true;
 			break;
+		case 't':
+			takes_over = optarg;
+			break;
 		case 'd':
 			usm_log_set_level(LOG_DEBUG);
 			break;
@@ -164,21 +209,34 @@ int main(int argc, char *argv[])
 		log_error("usmd takes no argument like '%s'; see usmd --help", argv[optind]);
 		return EXIT_USAGE;
 	}
-	if (only_check)
+	if (takes_over && !knows_arena(takes_over))
+		return EXIT_FAILURE;
+	if (only_check || takes_over)
 		return check(&o);
+	o.exe = find_exe();
 	raise_limits();
 	/* Whoever reads what we write may go at any time. */
 	signal(SIGPIPE, SIG_IGN);
+	r = store_receive(&received);
 	log_info("usmd %s starting", USM_VERSION);
-	r = arena_new(&a);
+	if (r == -EPROTONOSUPPORT)
+		return refuse_arena(received.id);
+	if (r < 0)
+		return log_error_errno(r, "Cannot take over what systemd has stored: %m") ? EXIT_FAILURE : 0;
+	a = received.arena;
+	if (a)
+		log_notice("Taking over the programs of the usmd before");
+	else
+		r = arena_new(&a);
 	if (r < 0)
 		return log_error_errno(r, "Cannot make the arena: %m") ? EXIT_FAILURE : 0;
 	r = make_state_dir(o.state_dir);
 	if (r >= 0)
-		r = keeper_open(a, &o);
+		r = keeper_open(a, &o, &received);
 	if (r >= 0)
 		r = privileges_drop(o.is_private);
-	r = r == -ENODEV ? EXIT_UNAVAILABLE :
+	/* What waits for the next start must not be given up. */
+	r = r == -ENODEV && !a->h->inherited ? EXIT_UNAVAILABLE :
 	    r < 0 ? EXIT_FAILURE : keeper_run(a, &o, engine_main);
 	arena_free(a);
 	return r;

@@ -15,6 +15,10 @@
 #include "process.h"
 
 #define EVICTIONS_MAX 32
+/* A descriptor store that holds less is not worth it; and so many are left to children, whose
+ * programs have been admitted. */
+#define STORE_MIN  64u
+#define STORE_ROOM 32u
 
 /* A user's request to evict, of one or several processes. */
 struct eviction {
@@ -63,6 +67,12 @@ int manager_default_swap(struct manager *m);
 /* What the rules say of a process: its policy, or the default; NULL: it is not to be managed. */
 const char *manager_policy_for(struct manager *m, const struct arena_process *s,
 			       struct usm_config_rule *ret_rule);
+/* systemd's descriptor store, if there is one. Logged; -errno. */
+int manager_start_store(struct manager *m);
+/* usmd was told to end: is it a restart of the service, and can what is installed now go on? */
+bool manager_may_hand_over(struct manager *m);
+/* Ends the loop; programs stay as they are. */
+void manager_hand_over(struct manager *m);
 void manager_check_evictions(struct manager *m);
 /* Who chooses what leaves of a process that has its pool; a name that cannot is logged. */
 void manager_swap_by(struct process *p, const struct usm_config_rule *rule);

@@ -22,6 +22,8 @@
 #include "mechanism-userfault.h"
 #include "reclaim.h"
 #include "recover.h"
+#include "service.h"
+#include "store.h"
 #include "worker.h"
 
 #ifndef USM_POLICY_DIR
@@ -185,6 +187,11 @@ static int admit(void *userdata, struct arena_process *s, const char *exe, struc
 	text[0] = '\0';
 	if (!policy)
 		return -ENOENT;
+	if (store_is_on() && store_room() < STORE_ROOM) {
+		snprintf(text, size, "systemd's descriptor store is full (FileDescriptorStoreMax= of usmd.service)");
+		log_warning("%s (pid %d) runs unmanaged: %s", s->name, s->pid, text);
+		return -ENOSPC;
+	}
 	if (m->orphaned) {
 		snprintf(text, size, "the keeper of usmd was killed; start usmd again");
 		return -ESHUTDOWN;
@@ -374,7 +381,10 @@ static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *
 	if (told == m->stops_heard && keeper_lives(m))
 		return 0;
 	m->stops_heard = told;
-	begin_stop(m, m->stopping || m->stop_waits);
+	if (!m->stopping && manager_may_hand_over(m))
+		manager_hand_over(m);
+	else
+		begin_stop(m, m->stopping || m->stop_waits);
 	return 0;
 }
 
@@ -424,6 +434,11 @@ static int on_keeper_end(sd_event_source *s, int fd, uint32_t revents, void *use
 
 	(void)fd;
 	(void)revents;
+	if (!m->stopping && store_is_on()) {
+		log_error("The keeper has ended");
+		manager_hand_over(m);
+		return 0;
+	}
 	log_error("The keeper has ended. This engine (pid %d) goes on until the last managed process "
 		  "has ended, but nothing would start another one, so it manages no new processes. "
 		  "SIGTERM to it lets all go; then start usmd again",
@@ -564,7 +579,7 @@ int manager_start(struct manager *m)
 {
 	struct core *c = &m->core;
 	struct arena_header *h = c->arena->h;
-	bool again = atomic_load(&h->nr_restarts) > 0;
+	bool again = atomic_load(&h->nr_restarts) > 0 || h->inherited;
 	_cleanup_free_ uint8_t *stale = NULL;
 	unsigned nr_stale = 0;
 	int r;
@@ -573,7 +588,11 @@ int manager_start(struct manager *m)
 		r = recover_note_descriptors(c, m->options->keep, KEEPER_FDS, &stale, &nr_stale);
 		if (r < 0)
 			return log_error_errno(r, "Cannot look at the descriptors: %m");
+		recover_missing(c);
 	}
+	r = manager_start_store(m);
+	if (r < 0)
+		return r;
 	r = load_config(m, &m->config);
 	if (r < 0)
 		return r;
@@ -589,12 +608,14 @@ int manager_start(struct manager *m)
 		.nr_hash = h->nr_hash,
 		.reserve = reserve_hash,
 		.userdata = c->arena,
+		.keep = store_add,
+		.close = store_close,
 	};
 	r = usm_swap_new(&sc, &c->swap);
 	if (r < 0)
 		return log_error_errno(r, "Cannot open the swap devices: %m");
 	if (again)
-		recover_close_descriptors(stale, nr_stale);
+		recover_close_descriptors(c, stale, nr_stale);
 	r = open_descriptors(c);
 	if (r < 0)
 		return log_error_errno(r, "Cannot open the engine's descriptors: %m");

@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "closer.h"
 #include "attach.h"
+#include "closer.h"
 #include "event.h"
 #include "kill-point.h"
 #include "lib/cleanup.h"
@@ -21,6 +21,7 @@
 #include "process.h"
 #include "reclaim.h"
 #include "recover.h"
+#include "store.h"
 #include "worker.h"
 
 /* A resident page as the scan found it. */
@@ -68,23 +69,7 @@ int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_ke
 	mark(known, n, h->runtime_lock_fd);
 	mark(known, n, h->wake_fd);
 	mark(known, n, dirfd(d));
-	for (unsigned i = 0; i < USM_SWAP_DEVICES; i++)
-		if (h->swap.device[i].in_use)
-			mark(known, n, h->swap.device[i].fd);
-	for (unsigned i = 0; i < arena_processes(c->arena); i++) {
-		struct arena_process *s = &c->arena->process[i];
-
-		if (s->state == PROCESS_FREE)
-			continue;
-		mark(known, n, s->uffd);
-		mark(known, n, s->sock);
-		mark(known, n, s->opsfd);
-		mark(known, n, s->pidfd);
-		/* A FORK event that was read and not applied: its child's userfaultfd. */
-		for (unsigned k = 0; k < ARENA_JOURNAL; k++)
-			if (s->journal[k].event == UFFD_EVENT_FORK)
-				mark(known, n, (int)s->journal[k].arg.fork.ufd);
-	}
+	arena_mark_descriptors(c->arena, known, n);
 	while ((de = readdir(d))) {
 		int fd = atoi(de->d_name);
 
@@ -96,11 +81,60 @@ int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_ke
 	return 0;
 }
 
-void recover_close_descriptors(const uint8_t *stale, unsigned n)
+void recover_close_descriptors(struct core *c, const uint8_t *stale, unsigned n)
 {
-	for (unsigned fd = 0; fd < n; fd++)
-		if (stale[fd])
+	for (unsigned fd = 0; fd < n; fd++) {
+		if (!stale[fd])
+			continue;
+		if (arena_fd_is(c->arena->h->told, (int)fd))
+			store_close((int)fd);
+		else
 			closer_close((int)fd); /* of whom it was is not known */
+	}
+}
+
+/* Its pidfd, if systemd has not got it: its number may be another's by now. */
+static void find_again(struct arena_process *s)
+{
+	uint64_t starttime;
+	int fd;
+
+	if (s->pidfd >= 0 || s->pid <= 0)
+		return;
+	fd = (int)syscall(SYS_pidfd_open, s->pid, 0);
+	if (fd >= 0 && (attach_starttime(s->pid, &starttime) < 0 || starttime != s->starttime))
+		close(fd);
+	else if (fd >= 0)
+		s->pidfd = fd;
+}
+
+/* Its children's userfaultfds stay open: they wait for ever, and see no wrong data. */
+static void drop_journal(struct core *c, struct arena_process *s)
+{
+	for (unsigned k = 0; k < ARENA_JOURNAL; k++) {
+		if (s->journal[k].event == UFFD_EVENT_FORK)
+			arena_fd_set(c->arena->h->orphan, (int)s->journal[k].arg.fork.ufd, true);
+		s->journal[k].event = 0;
+	}
+	atomic_store(&s->journal_applied, 0);
+}
+
+void recover_missing(struct core *c)
+{
+	for (uint32_t i = 0; i < arena_processes(c->arena); i++) {
+		struct process *p = &c->process[i];
+		struct arena_process *s = p->shared;
+		bool whole = s->uffd >= 0 && (!s->attached || (s->sock >= 0 && s->opsfd >= 0 && s->pidfd >= 0));
+
+		if (s->state == PROCESS_FREE || whole)
+			continue;
+		if (s->state == PROCESS_LIVE && (s->ever_swapped || s->op_state != OP_IDLE || s->is_child)) {
+			find_again(s);
+			process_kill(p, 0, "usmd was killed as a whole before systemd had all descriptors of it");
+		}
+		drop_journal(c, s);
+		s->state = PROCESS_DYING;
+	}
 }
 
 static int add_resident(struct scan *s, uint64_t vpn, uint32_t frame, bool evicting)
@@ -250,13 +284,9 @@ static void close_connection(struct arena_process *s)
 	int sock = s->sock;
 
 	s->sock = -1;
-	closer_hang_up(sock);
-	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
-		int fd = atomic_exchange(fds[i], -1);
-
-		if (fd >= 0)
-			close(fd);
-	}
+	store_hang_up(sock);
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+		store_close(atomic_exchange(fds[i], -1));
 }
 
 static void close_recorded(struct arena_process *s)
@@ -264,8 +294,7 @@ static void close_recorded(struct arena_process *s)
 	int fd = s->uffd;
 
 	s->uffd = -1;
-	if (fd >= 0)
-		close(fd);
+	store_close(fd);
 	close_connection(s);
 }
 

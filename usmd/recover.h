@@ -15,7 +15,9 @@
 int recover_note_descriptors(struct core *c, const uint8_t *keep, unsigned nr_keep, uint8_t **ret,
 			     unsigned *ret_n);
 /* After usm_swap_new(), which has waited for the dead engine's writes. */
-void recover_close_descriptors(const uint8_t *stale, unsigned n);
+void recover_close_descriptors(struct core *c, const uint8_t *stale, unsigned n);
+/* Another keeper's arena: systemd may not have got all that it names.  Before the others. */
+void recover_missing(struct core *c);
 
 /* Step 1, before policies are loaded: processes, journals, slots.  -errno. */
 int recover_processes(struct core *c);

@@ -546,8 +546,8 @@ static void file_free(struct usm_swap_device *d, bool unlink_file)
 			log_warning_errno(errno, "swap file %s: removing it: %m, ignoring",
 					  d->path);
 	}
-	close(d->fd);
-	d->fd = -1;
+	/* systemd may have it for a moment longer (store.h), and the path may be added again at once. */
+	flock(d->fd, LOCK_UN);
 }
 
 const struct usm_swap_device_ops usm_swap_file_ops = {

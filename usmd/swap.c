@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "kill-point.h"
 #include "lib/cleanup.h"
@@ -310,6 +311,8 @@ int usm_swap_add_file(struct usm_swap *s, const char *path, uint64_t size_bytes,
 		atomic_store(&usm_swap_shared_of(s, d)->in_use, USM_SWAP_IN_USE);
 		set_state(d, USM_SWAP_ACTIVE);
 		rebuild_order_locked(s);
+		if (s->config.keep)
+			s->config.keep(d->fd);
 	} else {
 		set_state(d, USM_SWAP_FREE);
 	}
@@ -365,6 +368,11 @@ int usm_swap_remove_finish(struct usm_swap *s, const char *path, bool unlink_fil
 
 	KILL_POINT("swap-removed");
 	d->ops->free(d, unlink_file);
+	if (s->config.close)
+		s->config.close(d->fd);
+	else
+		close(d->fd);
+	d->fd = -1;
 
 	pthread_mutex_lock(&s->list_mutex);
 	atomic_fetch_add(&s->nr_errors, d->nr_errors);

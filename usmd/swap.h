@@ -63,6 +63,10 @@ struct usm_swap_config {
 	/* Makes hash[first .. first+n) real memory; 0 or -errno (-ENOSPC). */
 	int (*reserve)(void *userdata, uint32_t first, uint32_t n);
 	void *userdata;
+	/* NULL: nothing and close().  Descriptors of devices: it is in the shared part now, and
+	 * outlives the engine; it is not any more. */
+	void (*keep)(int fd);
+	void (*close)(int fd);
 	bool no_uring;         /* forced pread/pwrite (tests, seccomp) */
 };
 
