@@ -98,7 +98,7 @@ SOAK_SECONDS ?= 3600
 fuzz_objs     = $(patsubst %.c,$(FUZZ)/obj/%.o,$(1))
 FUZZERS      := $(if $(FUZZ_CC),$(patsubst tests/fuzz/%.c,$(FUZZ)/%,$(wildcard tests/fuzz/fuzz-*.c)))
 UNITS := $(patsubst tests/unit/%.c,$(UNIT)/%,$(UNIT_SRCS))
-PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s))))
+PROGS := $(foreach s,$(PROG_SRCS),build/tests/$(basename $(notdir $(s)))) build/tests/usmd-other-arena
 
 .PHONY: all install uninstall deb rpm deps demo check test test-teeth test-tsan test-valgrind \
 	coverage test-package test-system test-vm fuzz soak soak-kills bench unit progs fuzzers clean FORCE
@@ -131,6 +131,13 @@ $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 $(BUILD)/usmd: $(call objects,$(DAEMON_SRCS) $(LIB_SRCS))
 	@echo "  LINK    $@"
 	$Q$(AS_OWNER) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(PKG_LIBS) -ldl -lm
+
+# One that does not know the arena of the others (tests/system/restart.bats).
+build/tests/usmd-other-arena: usmd/arena.c $(call objects,$(DAEMON_SRCS) $(LIB_SRCS))
+	@$(AS_OWNER) mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$Q$(AS_OWNER) $(CC) $(ALL_CFLAGS) $(PKG_CFLAGS) $(LDFLAGS) -DUSM_ARENA_VERSION=999u -rdynamic -o $@ \
+		$< $(filter-out $< %/usmd/arena.o,$^) $(PKG_LIBS) -ldl -lm
 
 $(BUILD)/usmctl: $(call objects,$(CTL_SRCS) $(LIB_SRCS))
 	@echo "  LINK    $@"
