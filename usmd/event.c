@@ -383,8 +383,10 @@ static void apply_fork(struct apply *a, int uffd)
 						    .process = s->name,
 						    .pid = s->pid}),
 			  "%s (pid %d): usmd was killed as a whole while this program forked, before "
-			  "systemd had the child's userfaultfd: end the child by hand",
+			  "systemd had the child's userfaultfd. What the child had on swap devices reads as "
+			  "zeros: end it",
 			  s->name, s->pid);
+		atomic_fetch_add(&p->core->arena->h->nr_errors, 1);
 		return;
 	}
 	/* The child is already there if the engine died after publishing it. */

@@ -93,19 +93,34 @@ void recover_close_descriptors(struct core *c, const uint8_t *stale, unsigned n)
 	}
 }
 
-/* Its pidfd, if systemd has not got it: its number may be another's by now. */
-static void find_again(struct arena_process *s)
+/* Its pidfd, if systemd has not got it: its number may be another's by now.  False: it has ended. */
+static bool find_again(struct arena_process *s)
 {
 	uint64_t starttime;
 	int fd;
 
-	if (s->pidfd >= 0 || s->pid <= 0)
-		return;
+	if (s->pidfd >= 0)
+		return true;
 	fd = (int)syscall(SYS_pidfd_open, s->pid, 0);
-	if (fd >= 0 && (attach_starttime(s->pid, &starttime) < 0 || starttime != s->starttime))
+	if (fd < 0)
+		return false;
+	if (attach_starttime(s->pid, &starttime) < 0 || starttime != s->starttime) {
 		close(fd);
-	else if (fd >= 0)
-		s->pidfd = fd;
+		return false;
+	}
+	s->pidfd = fd;
+	return true;
+}
+
+/* Its userfaultfd was in the hands of usmd alone, and went with it. */
+static void report_lost_child(struct core *c, const struct arena_process *s)
+{
+	log_event(LOG_CRIT,
+		  &((struct usm_log_fields){.event = "kill", .message_id = USM_MSG_KILL, .process = s->name}),
+		  "%s: usmd was killed as a whole while this program forked, before systemd had the child's "
+		  "userfaultfd, and which process it is is not known. What it had on swap devices reads as "
+		  "zeros: end it", s->name);
+	atomic_fetch_add(&c->arena->h->nr_errors, 1);
 }
 
 /* Its children's userfaultfds stay open: they wait for ever, and see no wrong data. */
@@ -128,9 +143,12 @@ void recover_missing(struct core *c)
 
 		if (s->state == PROCESS_FREE || whole)
 			continue;
-		if (s->state == PROCESS_LIVE && (s->ever_swapped || s->op_state != OP_IDLE || s->is_child)) {
-			find_again(s);
-			process_kill(p, 0, "usmd was killed as a whole before systemd had all descriptors of it");
+		if (s->state == PROCESS_LIVE && (s->ever_swapped || s->op_state != OP_IDLE)) {
+			if (s->pid <= 0)
+				report_lost_child(c, s);
+			else if (find_again(s))
+				process_kill(p, 0, "usmd was killed as a whole before systemd had all "
+						   "descriptors of it");
 		}
 		drop_journal(c, s);
 		s->state = PROCESS_DYING;

@@ -5,10 +5,12 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -28,10 +30,12 @@ enum want { WANT_NOTHING, WANT_ADD, WANT_CLOSE };
 static struct {
 	struct arena *arena;
 	bool on, started, stop;
-	unsigned max, nr; /* what it holds and has */
-	unsigned nr_failed;
+	int notify_fd;
+	unsigned max;
 	pthread_t thread;
 	pthread_mutex_t lock; /* of all below */
+	unsigned nr; /* what it has */
+	unsigned nr_failed;
 	pthread_cond_t cond;  /* queue is not empty, or stop */
 	pthread_cond_t idle;  /* it is, and nothing is under way */
 	uint8_t want[ARENA_FDS];
@@ -46,13 +50,51 @@ static struct {
 
 /* --- messages ------------------------------------------------------------------------ */
 
-static int tell_add(const char *name, int fd)
+static int connect_notify(void)
 {
+	struct sockaddr_un sa = {.sun_family = AF_UNIX};
+	const char *path = getenv("NOTIFY_SOCKET");
+	_cleanup_close_ int fd = -1;
+	size_t n = path ? strlen(path) : 0;
+
+	if (n < 2 || n >= sizeof(sa.sun_path) || (path[0] != '/' && path[0] != '@'))
+		return -EINVAL;
+	memcpy(sa.sun_path, path, n);
+	if (path[0] == '@')
+		sa.sun_path[0] = '\0';
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&sa, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n)) < 0)
+		return -errno;
+	return TAKE_FD(fd);
+}
+
+/* Not sd_pid_notify_with_fds(), which may wait.  -EAGAIN: with MSG_DONTWAIT, systemd is behind. */
+static int tell_add(int notify_fd, const char *name, int fd, int flags)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {};
 	char text[64];
+	struct iovec iov = {.iov_base = text};
+	struct msghdr h = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&h);
 
 	/* FDPOLL=0: a program that has ended is for the next engine to find. */
-	snprintf(text, sizeof(text), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", name);
-	return sd_pid_notify_with_fds(0, 0, text, &fd, 1);
+	iov.iov_len = (size_t)snprintf(text, sizeof(text), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", name);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &fd, sizeof(int));
+	while (sendmsg(notify_fd, &h, flags | MSG_NOSIGNAL) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
 }
 
 static int tell_remove(const char *name)
@@ -314,38 +356,40 @@ unsigned store_room(void)
 }
 
 /* Nothing that was begun may be lost in silence: a restart of the service would lose it. */
-static void failed(int fd, int error)
+static void failed_locked(int fd, int error)
 {
-	pthread_mutex_lock(&store.lock);
 	if (!store.nr_failed++)
 		log_error_errno(error,
 				"Descriptor %d does not get into systemd's descriptor store: %m. Until usmd "
 				"is started anew, a restart of it brings all pages back first, and if it is "
 				"killed as a whole, programs may be, too", fd);
-	pthread_mutex_unlock(&store.lock);
 }
 
+/* False: no room. */
+static bool book_locked(int fd)
+{
+	if (arena_fd_is(store.arena->h->told, fd))
+		return true;
+	if (store.nr >= store.max) {
+		failed_locked(fd, -ENOSPC);
+		return false;
+	}
+	store.nr++;
+	arena_fd_set(store.arena->h->told, fd, true);
+	return true;
+}
+
+/* It is booked, and systemd was behind then. */
 static void add_now(int fd)
 {
 	char name[16];
-	int r = 0;
+	int r = tell_add(store.notify_fd, name_of(fd, name), fd, 0);
 
-	if (!arena_fd_is(store.arena->h->told, fd)) {
+	if (r < 0) {
 		pthread_mutex_lock(&store.lock);
-		if (store.nr < store.max)
-			store.nr++;
-		else
-			r = -ENOSPC;
+		failed_locked(fd, r);
 		pthread_mutex_unlock(&store.lock);
 	}
-	if (r < 0) {
-		failed(fd, r);
-		return;
-	}
-	arena_fd_set(store.arena->h->told, fd, true);
-	r = tell_add(name_of(fd, name), fd);
-	if (r <= 0)
-		failed(fd, r < 0 ? r : -ENOTCONN);
 }
 
 /* True: systemd has been asked to drop it, and it must stay open until that is done. */
@@ -431,41 +475,52 @@ static void *store_main(void *unused)
 	return NULL;
 }
 
-static void want(int fd, enum want what)
+static void want_locked(int fd, enum want what)
 {
-	pthread_mutex_lock(&store.lock);
 	if (store.want[fd] == WANT_NOTHING) {
 		store.queue[(store.head + store.nr_queue++) % ARENA_FDS] = (uint16_t)fd;
 		pthread_cond_signal(&store.cond);
 	}
 	store.want[fd] = (uint8_t)what;
-	pthread_mutex_unlock(&store.lock);
 }
 
 void store_add(int fd)
 {
+	char name[16];
+	int r;
+
 	if (!store.on || fd < 0)
 		return;
-	if (fd >= (int)ARENA_FDS)
-		failed(fd, -ENOSPC);
-	else
-		want(fd, WANT_ADD);
+	pthread_mutex_lock(&store.lock);
+	if (fd >= (int)ARENA_FDS) {
+		failed_locked(fd, -ENOSPC);
+	} else if (book_locked(fd)) {
+		/* At once: usmd may be killed at any moment. */
+		r = tell_add(store.notify_fd, name_of(fd, name), fd, MSG_DONTWAIT);
+		if (r == -EAGAIN)
+			want_locked(fd, WANT_ADD);
+		else if (r < 0)
+			failed_locked(fd, r);
+	}
+	pthread_mutex_unlock(&store.lock);
 }
 
 void store_close(int fd)
 {
 	if (fd < 0)
 		return;
-	/* Even if it was never added: it may be on its way just now. */
-	if (store.on && fd < (int)ARENA_FDS)
-		want(fd, WANT_CLOSE);
-	else
+	if (!store.on || fd >= (int)ARENA_FDS || !arena_fd_is(store.arena->h->told, fd)) {
 		close(fd);
+		return;
+	}
+	pthread_mutex_lock(&store.lock);
+	want_locked(fd, WANT_CLOSE);
+	pthread_mutex_unlock(&store.lock);
 }
 
 void store_hang_up(int fd)
 {
-	if (!store.on) {
+	if (!store.on || !arena_fd_is(store.arena->h->told, fd)) {
 		closer_hang_up(fd);
 		return;
 	}
@@ -498,9 +553,12 @@ int store_start(struct arena *a, unsigned max)
 	store.arena = a;
 	store.max = max;
 	store.nr = 1;
-	r = tell_add(ARENA_NAME, a->fd);
-	if (r <= 0)
-		return r < 0 ? r : -ENOTCONN;
+	store.notify_fd = connect_notify();
+	if (store.notify_fd < 0)
+		return store.notify_fd;
+	r = tell_add(store.notify_fd, ARENA_NAME, a->fd, 0);
+	if (r < 0)
+		return r;
 	r = pthread_create(&store.thread, NULL, store_main, NULL);
 	if (r != 0)
 		return -r;
