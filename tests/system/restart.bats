@@ -337,6 +337,15 @@ stops_in_fork() {
 	hold_end
 }
 
+# Managed or not.
+all_sleep() {
+	local managed unmanaged
+
+	managed=$(timeout 20 usmctl list processes --json | jq '[.processes[] | select(.name == "sleep")] | length')
+	unmanaged=$(cat "$T"/sleep-*.out | grep -c "runs unmanaged")
+	[ $((managed + unmanaged)) -eq 20 ]
+}
+
 @test "a descriptor store that is full: programs run unmanaged and say why; the others survive" {
 	local i
 
@@ -345,7 +354,8 @@ stops_in_fork() {
 	for i in {1..20}; do
 		program "sleep-$i" sleep 8
 	done
-	wait_for 30 grep -q "runs unmanaged: systemd's descriptor store is full" "$T"/sleep-*.out
+	wait_for 60 all_sleep
+	grep -q "runs unmanaged: systemd's descriptor store is full" "$T"/sleep-*.out
 	in_journal "runs unmanaged: systemd's descriptor store is full"
 	comes_back systemctl kill -s KILL usmd
 	hold check
