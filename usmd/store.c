@@ -221,6 +221,7 @@ static void reset_supervision(struct arena *a)
 		atomic_store(&h->death_nsec, now_nsec()); /* before that, but when is not known */
 	atomic_store(&h->ready, 0);
 	atomic_store(&h->stop, STOP_NO);
+	atomic_store(&h->nr_stops, 0);
 	atomic_store(&h->crashed_worker, 0);
 	memset(h->worker, 0, sizeof(h->worker));
 	h->dev_fd = h->attach_fd = h->control_fd = h->runtime_lock_fd = h->wake_fd = -1;
