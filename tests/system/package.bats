@@ -103,6 +103,48 @@ files() {
 	[ "$(readlink "/proc/$(property MainPID)/exe")" = /usr/sbin/usmd ]
 }
 
+# repack VERSION [USMD]: the package with another version, and another daemon.
+repack() {
+	rm -rf "$T/repack"
+	dpkg-deb -R "${DEB[0]}" "$T/repack"
+	sed -i "s/^Version: .*/Version: $1/" "$T/repack/DEBIAN/control"
+	[ $# -eq 1 ] || cp "$2" "$T/repack/usr/sbin/usmd"
+	dpkg-deb -b "$T/repack" "$T/usmd.deb" >/dev/null
+}
+
+@test "an upgrade while a program is managed: it stays so, and nothing is brought back" {
+	local pid swapped
+
+	repack 0.0.9-1
+	dpkg -i "$T/usmd.deb"
+	hold_start
+	pid=$(property MainPID)
+	swapped=$(usmctl list processes --json | jq '.processes[0].swapped')
+	run -0 dpkg -i "${DEB[0]}"
+	[ "$(property MainPID)" != "$pid" ]
+	[ "$(usmctl list processes --json | jq '.processes[0].pid')" -eq "$PROGRAM" ]
+	[ "$(usmctl list processes --json | jq '.processes[0].swapped')" -gt $((swapped / 2)) ]
+	registered
+	hold_verifies
+}
+
+@test "an upgrade to a usmd that cannot take over: the old one goes on, and back again" {
+	local pid
+
+	hold_start
+	pid=$(property MainPID)
+	repack 9.9-1 /usm/build/tests/usmd-other-arena
+	run -0 dpkg -i "$T/usmd.deb"
+	[[ $output == *"the old one goes on running"* ]]
+	[ "$(property MainPID)" = "$pid" ]
+	[ "$(usmctl list processes --json | jq '.processes[0].pid')" -eq "$PROGRAM" ]
+	hold_verifies
+	run -0 dpkg -i "${DEB[0]}"
+	[ "$(property MainPID)" != "$pid" ]
+	[ "$(usmctl list processes --json | jq '.processes[0].pid')" -eq "$PROGRAM" ]
+	hold_verifies
+}
+
 @test "an upgrade does not start what was stopped" {
 	systemctl start usmd.socket
 	run -0 dpkg -i "${DEB[0]}"
