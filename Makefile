@@ -4,7 +4,8 @@
 # make install     DESTDIR=, PREFIX=/usr/local, LIBDIR=, SYSCONFDIR=
 # make deb         Debian packages in build/deb; DEB_VERSION=X gives them that version
 # make rpm         RPM packages in build/rpm
-# make deps        list the Debian packages that are needed, install what is missing (root)
+# make deps        list the Debian packages that are needed, install what is missing (root);
+#                  FOR="build package" for those of some sections of tests/deps
 # make demo        see it work on real programs (root; about two minutes)
 # make check       unit tests and the quick native tests (root; below three minutes)
 # make test        everything (root)
@@ -200,7 +201,7 @@ rpm:
 	@$(AS_OWNER) packaging/rpm.sh build/rpm
 
 deps:
-	@tests/lib/deps.sh build demo package test analysis
+	@tests/lib/deps.sh $(or $(FOR),build demo package test analysis)
 
 demo:
 	@tests/lib/deps.sh build demo

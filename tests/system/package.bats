@@ -195,6 +195,13 @@ sleeps() {
 	dpkg -s usmd | grep -q '^Status: .* installed$'
 	[ -x /usr/sbin/usmd ]
 	[ "$(systemctl is-active usmd.socket)" = active ]
+	# It runs again. Debian 12's systemd drops what a service that has failed had stored.
+	wait_for 30 usmctl status
+	if [ "$(property FileDescriptorStorePreserve)" = yes ]; then
+		hold_verifies
+	else
+		wait_for 30 in_journal "belongs to a usmd that ended without handing it over; it is killed"
+	fi
 }
 
 @test "the package's own tests" {
