@@ -61,6 +61,8 @@ int manager_load_configured(struct manager *m);
 /* Tunables and running processes after the configuration has changed. */
 void manager_apply(struct manager *m);
 int manager_add_swaps(struct manager *m);
+/* Those of "usmctl swap add". What cannot be used is logged. */
+void manager_add_kept_swaps(struct manager *m);
 /* A dead engine's: the janitor is to go on with them. */
 void manager_resume_removals(struct manager *m);
 int manager_default_swap(struct manager *m);
