@@ -52,7 +52,7 @@ teardown() {
 	if [ "$version" -ge 254 ]; then
 		[ "$(property FileDescriptorStorePreserve)" = yes ]
 		[ "$(property RestartSteps)" -gt 0 ]
-		[ "$(property RestartMaxDelayUSec)" = 30s ]
+		[ "$(property RestartMaxDelayUSec)" = 5s ]
 	else
 		[ ! -e /run/systemd/generator/usmd.service.d ]
 	fi
