@@ -68,7 +68,7 @@ void manager_apply(struct manager *m)
 
 	for (unsigned i = 0; i < ARENA_POOLS; i++)
 		if (c->pool[i] && c->pool[i]->nr < frames) {
-			log_warning("More memory takes effect when usmd is started again: its pools "
+			log_warning("More memory takes effect when usmd is started again while no program is managed: its pools "
 				    "have %u frames",
 				    c->pool[i]->nr);
 			frames = c->pool[i]->nr;
@@ -369,6 +369,14 @@ static bool keeper_lives(struct manager *m)
 	return poll(&p, 1, 0) == 0;
 }
 
+static void told_to_end(struct manager *m, bool again)
+{
+	if (!m->stopping && manager_may_hand_over(m))
+		manager_hand_over(m);
+	else
+		begin_stop(m, again);
+}
+
 static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
 {
 	struct manager *m = userdata;
@@ -381,10 +389,7 @@ static int on_term(sd_event_source *s, const struct signalfd_siginfo *si, void *
 	if (told == m->stops_heard && keeper_lives(m))
 		return 0;
 	m->stops_heard = told;
-	if (!m->stopping && manager_may_hand_over(m))
-		manager_hand_over(m);
-	else
-		begin_stop(m, m->stopping || m->stop_waits);
+	told_to_end(m, m->stopping || m->stop_waits);
 	return 0;
 }
 
@@ -645,6 +650,7 @@ int manager_start(struct manager *m)
 	r = manager_add_swaps(m);
 	if (r < 0)
 		return r;
+	manager_add_kept_swaps(m);
 	manager_resume_removals(m);
 	r = reclaim_start(c);
 	if (r >= 0)
@@ -674,7 +680,7 @@ int manager_start(struct manager *m)
 	if (atomic_load(&h->stop) != STOP_NO)
 		let_all_go(m);
 	else if (m->stops_heard)
-		begin_stop(m, false); /* as the one before us, who waited for room */
+		told_to_end(m, false); /* as the one before us, who waited for room or came to nothing */
 	return 0;
 }
 
