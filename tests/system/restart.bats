@@ -394,3 +394,19 @@ all_sleep() {
 	"${cli[@]}" shutdown nosave
 	ends redis
 }
+
+@test "usmctl swap add: a swap file is there again after a stop, a restart and a kill" {
+	hold_start
+	usmctl swap add /var/lib/usmd/more 64M --priority 5
+	comes_back systemctl kill -s KILL usmd
+	usmctl list swap --json | jq -e '.swaps[] | select(.path == "/var/lib/usmd/more" and .priority == 5)'
+	hold check
+	wait_for 30 holds
+	timeout 60 systemctl stop usmd
+	hold_end
+	systemctl start usmd
+	usmctl list swap --json | jq -e '.swaps[] | select(.path == "/var/lib/usmd/more" and .priority == 5)'
+	timeout 60 usmctl swap remove /var/lib/usmd/more
+	systemctl restart usmd
+	run ! grep -q more <(usmctl list swap --json)
+}
