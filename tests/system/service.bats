@@ -125,7 +125,8 @@ is_listening() {
 	is_listening
 	run ! systemctl is-active -q usmd.service
 	run -0 usmctl status
-	systemctl is-active -q usmd.service
+	# It answers before systemd has heard that it is ready.
+	wait_for 10 systemctl is-active -q usmd.service
 }
 
 @test "the sockets alone: a program that attaches starts the service, and is managed" {
