@@ -40,6 +40,9 @@ teardown() {
 		usr/lib/x86_64-linux-gnu/libusm-tagger.so \
 		usr/lib/x86_64-linux-gnu/usmd/policies/policyOne.so \
 		usr/lib/systemd/system/usmd.{service,socket} usr/lib/systemd/catalog/usmd.catalog \
+		usr/lib/systemd/system/usmd.service.d/10-modprobe.conf \
+		usr/lib/systemd/system-generators/usmd-generator usr/lib/{sysusers,tmpfiles}.d/usmd.conf \
+		usr/lib/modprobe.d/usm.conf usr/lib/udev/rules.d/60-usm.rules \
 		usr/share/bash-completion/completions/usmctl usr/share/zsh/site-functions/_usmctl \
 		usr/share/man/man1/usmctl.1.gz usr/share/man/man5/usmd.conf.5.gz usr/share/man/man8/usmd.8.gz; do
 		grep -qxF "./$f" <<< "$output" || die "$f is not in usmd" || return 1
