@@ -28,6 +28,8 @@
 /* One decision of a policy takes microseconds; after this it hangs. */
 #define POLICY_HANG_NSEC 5000000000ull
 #define CHECK_SEC 1
+/* A start may take as long as it gets on; then systemd waits for so long. */
+#define START_USEC "90000000"
 /* An engine that lived shorter than this counts as failing to start; the pause grows. */
 #define SHORT_LIFE_NSEC 2000000000ull
 #define PAUSE_MIN_MSEC	10u
@@ -293,7 +295,7 @@ int keeper_run(struct arena *a, struct keeper_options *o,
 			if (beat != atomic_load(&a->h->heartbeat)) {
 				beat = atomic_load(&a->h->heartbeat);
 				beat_nsec = now_nsec();
-				sd_notify(0, "WATCHDOG=1");
+				sd_notify(0, ready ? "WATCHDOG=1" : "EXTEND_TIMEOUT_USEC=" START_USEC);
 			}
 			pool = hanging_policy(a);
 			if (pool) {

@@ -136,6 +136,14 @@ int manager_reload(struct manager *m, char **ret_message)
 	return r;
 }
 
+/* A large swap file is made by the main thread, which does not hang as long as it gets on. */
+static void beat(void *userdata)
+{
+	struct arena *a = userdata;
+
+	atomic_fetch_add(&a->h->heartbeat, 1);
+}
+
 static int reserve_hash(void *userdata, uint32_t first, uint32_t n)
 {
 	struct arena *a = userdata;
@@ -612,6 +620,7 @@ int manager_start(struct manager *m)
 		.hash = c->arena->hash,
 		.nr_hash = h->nr_hash,
 		.reserve = reserve_hash,
+		.progress = beat,
 		.userdata = c->arena,
 		.keep = store_add,
 		.close = store_close,

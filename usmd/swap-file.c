@@ -235,8 +235,11 @@ static int fill(struct usm_swap_device *d, int fd)
 	zeros = mmap(NULL, FILL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (zeros == MAP_FAILED)
 		return -errno;
-	for (uint64_t at = USM_SWAP_FILE_SCRATCH; r == 0 && at < end; at += FILL_BYTES)
+	for (uint64_t at = USM_SWAP_FILE_SCRATCH; r == 0 && at < end; at += FILL_BYTES) {
 		r = usm_swap_io_sync(fd, true, zeros, MIN((uint64_t)FILL_BYTES, end - at), at);
+		if (d->config->progress)
+			d->config->progress(d->config->userdata);
+	}
 	munmap(zeros, FILL_BYTES);
 	return r;
 }

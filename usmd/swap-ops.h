@@ -71,6 +71,7 @@ enum usm_swap_state {
 struct usm_swap_device {
 	const struct usm_swap_device_ops *ops;
 	struct usm_swap_rings *rings; /* of struct usm_swap, shared by all devices */
+	const struct usm_swap_config *config; /* of struct usm_swap */
 	_Atomic int state;            /* enum usm_swap_state */
 	int fd;
 	int priority;

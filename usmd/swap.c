@@ -141,6 +141,7 @@ int usm_swap_new(const struct usm_swap_config *config, struct usm_swap **ret)
 	r = usm_swap_rings_new(config->no_uring, &s->rings);
 	for (unsigned i = 0; r >= 0 && i < USM_SWAP_DEVICES; i++) {
 		s->device[i].rings = s->rings;
+		s->device[i].config = &s->config;
 		if (config->shared->device[i].in_use)
 			r = device_adopt(s, &s->device[i]);
 	}

@@ -62,6 +62,8 @@ struct usm_swap_config {
 	uint32_t nr_hash;      /* highest slot number + 1 */
 	/* Makes hash[first .. first+n) real memory; 0 or -errno (-ENOSPC). */
 	int (*reserve)(void *userdata, uint32_t first, uint32_t n);
+	/* Making a file takes as long as the disk takes: called all the while; or NULL. */
+	void (*progress)(void *userdata);
 	void *userdata;
 	/* NULL: nothing and close().  Descriptors of devices: it is in the shared part now, and
 	 * outlives the engine; it is not any more. */

@@ -14,7 +14,7 @@ setup() {
 	requires_command jq
 	cp "$ROOT/build/tests/"{hold,torture,without-uring} "$T/bin/"
 	cp "$ROOT/build/tests/hold" "$T/bin/other"
-	DISK="" LOOP=""
+	DISK="" LOOP="" GROUP=""
 	declare -gA PIDS=() INPUTS=()
 }
 
@@ -22,6 +22,7 @@ teardown() {
 	teardown_tree
 	[ -z "$DISK" ] || { umount "$DISK" 2>/dev/null; rmdir "$DISK"; }
 	[ -z "$LOOP" ] || { losetup -d "$LOOP"; rm -f "$IMAGE"; }
+	[ -z "$GROUP" ] || rmdir "$GROUP"
 }
 
 # --- programs whose memory is known ------------------------------------------------------------
@@ -522,4 +523,25 @@ second_is_used() {
 	not pid_alive "${PIDS[hold]}"
 	[ "$(grep -c '; killing it' "$LOG")" -eq 1 ]
 	check_program other
+}
+
+# --- a slow disk -------------------------------------------------------------------------------
+
+# Writes of usmd below $T, bounded to so many bytes a second; the cgroup is GROUP.
+slow_disk() {
+	GROUP=/sys/fs/cgroup/blkio/usmd-test-${T##*.}
+	[ -d /sys/fs/cgroup/blkio ] || skip "needs the blkio controller of cgroup version 1"
+	mkdir "$GROUP"
+	echo "$(findmnt -no MAJ:MIN -T "$T") $1" > "$GROUP/blkio.throttle.write_bps_device" ||
+		skip "the disk of $T cannot be slowed down"
+	USMD_PREFIX=(sh -c "echo \$\$ > $GROUP/cgroup.procs && exec \"\$@\"" usmd)
+}
+
+@test "a swap file that takes longer to make than an engine may hang: at start, and by swap add" {
+	slow_disk 10000000
+	SWAP_SIZE=128M start_usmd 16 "default policyOne"
+	[ "$(status engineRestarts)" -eq 0 ]
+	USMCTL_TIMEOUT=60 run -0 usmctl swap add "$T/state/second" 128M
+	[ "$(status engineRestarts)" -eq 0 ]
+	! grep -q "hangs" "$LOG"
 }
