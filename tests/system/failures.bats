@@ -212,7 +212,9 @@ start_short_of_memory() {
 	in_journal "Failed with result 'timeout'"
 	has_ended "$main"
 	memory_available 1000000
-	# Its agent comes back to the socket, which starts the next usmd; that carries on, or has it killed.
+	# Where systemd keeps what usmd had stored, that has the program's connection as well, and it waits
+	# for the next start. Otherwise its agent comes back to the socket, which starts the next usmd.
+	[ "$(property FileDescriptorStorePreserve)" != yes ] || systemctl start usmd.service
 	wait_for 30 is_new "$main"
 	echo check >&4 || :
 	wait_for 60 is_right_or_gone "$before"

@@ -61,6 +61,8 @@ system_teardown() {
 usmd_as_installed() {
 	systemctl stop usmd.socket usmd.service
 	systemctl reset-failed usmd.socket usmd.service 2>/dev/null || :
+	# What a stop that failed has left; Debian 12's systemd keeps nothing.
+	systemctl clean --what=fdstore usmd.service 2>/dev/null || :
 	rm -rf /run/systemd/system/usmd.service.d /etc/systemd/system/usmd.service.d
 	rm -rf /var/lib/usmd /run/usmd
 	find /etc/usmd/conf.d -type f -delete
