@@ -56,7 +56,7 @@ has_swapped() {
 
 # hold_start: a program of 64 MiB in a pool of 16, that does what it is told by "hold".
 hold_start() {
-	start_usmd "memory 16M" "default policyOne" "grace 3" "$@"
+	start_usmd "memory 16M" "default policyOne" "grace 3"
 	mkfifo "$T/hold.in"
 	timeout -k 5 150 usmctl run -- "$PROGS/hold" 64 < "$T/hold.in" > "$T/hold.out" 2>&1 3>&- &
 	PROGRAMS[hold]=$!
@@ -199,7 +199,7 @@ stops_in_fork() {
 	wait_for 30 fails_to_start 3
 	hold check
 	sleep 1
-	! holds
+	run ! holds
 	rm "$T/broken"
 	wait_for 30 holds
 	hold_end
@@ -238,7 +238,7 @@ stops_in_fork() {
 	hold check
 	if [ "$(property FileDescriptorStorePreserve)" = yes ]; then
 		sleep 4
-		! holds
+		run ! holds
 		systemctl start usmd
 		wait_for 30 holds
 		hold_end
@@ -297,7 +297,7 @@ stops_in_fork() {
 	wait_for 30 fails_to_start 2
 	hold check
 	sleep 1
-	! holds
+	run ! holds
 	install_binary "$T/usmd"
 	wait_for 30 holds
 	hold_end
