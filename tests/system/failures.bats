@@ -213,11 +213,17 @@ start_short_of_memory() {
 	has_ended "$main"
 	memory_available 1000000
 	# Where systemd keeps what usmd had stored, that has the program's connection as well, and it waits
-	# for the next start. Otherwise its agent comes back to the socket, which starts the next usmd.
-	[ "$(property FileDescriptorStorePreserve)" != yes ] || systemctl start usmd.service
-	wait_for 30 is_new "$main"
-	echo check >&4 || :
-	wait_for 60 is_right_or_gone "$before"
+	# for the next start, which carries on. Otherwise its agent comes back to the socket, which starts
+	# the next usmd, and that has it killed.
+	if [ "$(property FileDescriptorStorePreserve)" = yes ]; then
+		systemctl start usmd.service
+		wait_for 30 is_new "$main"
+		hold_check
+	else
+		wait_for 30 is_new "$main"
+		echo check >&4 || :
+		wait_for 60 is_right_or_gone "$before"
+	fi
 	! grep -qE 'failed:|holds' "$T/err" || { cat "$T/err"; return 1; }
 }
 
