@@ -6,7 +6,7 @@ load ../lib/common
 
 setup() {
 	setup_tree
-	cp "$ROOT"/build/tests/{fork-cow,threads,mappings,huge,robust,direct-io,signals,churn,uninherited,torture,family} "$T/bin/"
+	cp "$ROOT"/build/tests/{fork-cow,threads,mappings,huge,robust,direct-io,signals,churn,uninherited,torture,family,moves} "$T/bin/"
 }
 
 teardown() {
@@ -59,6 +59,18 @@ program() {
 @test "direct reads and writes, as root" { program root auto direct-io 64 "$T/home/data"; }
 @test "direct reads and writes, unprivileged" { program $UNPRIVILEGED auto direct-io 64 "$T/home/data"; }
 @test "direct reads and writes, eviction lazyfree" { program root lazyfree direct-io 64 "$T/home/data"; }
+
+# At nice 10, so that threads stand still between what they do and the kernel's telling of it.
+moves() {
+	start_usmd 2 "default policyOne" "eviction $1"
+	run -0 managed root 60 nice -n 10 "$T/bin/moves" 8 16
+	[ "${lines[-1]}" = ok ]
+	assert_swap_used
+	stop_usmd
+}
+
+@test "threads move mappings to where others have just left" { moves auto; }
+@test "threads move mappings to where others have just left, eviction lazyfree" { moves lazyfree; }
 
 # Without the peak: what a parent unmaps, and its child still has, is accounted for when the next
 # look finds it to be the child's own.

@@ -45,7 +45,11 @@ struct usm_agent {
 
 	/* Shared while both run. */
 	_Atomic uint32_t life;    /* enum usm_agent_life; written by the agent */
-	_Atomic uint32_t maplock; /* the one lock; order: maplock, then ops->gate (never both now) */
+	_Atomic uint32_t maplock; /* after order, before ops->gate */
+	/* Of order.c: a mutex, whose it is (a thread pointer), and how often it was taken. */
+	_Atomic uint32_t order, order_turn;
+	_Atomic uint64_t order_owner;
+	_Atomic bool order_forks;
 	_Atomic uint32_t hooked;  /* libc's own mapping calls pass through the hooks */
 	struct usm_agent_ops *ops;      /* valid from USM_LIFE_MANAGED on, and never unmapped */
 	uint32_t evict_modes;

@@ -27,30 +27,46 @@ static uint64_t page_end(uint64_t addr)
 	return (addr + USM_PAGE_SIZE - 1) & ~(USM_PAGE_SIZE - 1);
 }
 
-/* Shared among hooks, exclusive for the agent's LAZYFREE.  NULL when nobody needs it. */
-static struct usm_agent *mappings_enter(void)
-{
-	struct usm_agent *a = usm_tagger ? usm_tagger->agent : NULL;
-	uint32_t is;
+struct mapping_call {
+	struct usm_agent *agent; /* NULL: nobody needs to know of the call */
+	bool in_order, counted;
+};
 
-	if (!a || atomic_load(&a->life) != USM_LIFE_MANAGED ||
-	    !(a->evict_modes & USM_EVICT_LAZYFREE))
-		return NULL;
-	is = atomic_load(&a->maplock);
+/* Shared among hooks, exclusive for the agent's LAZYFREE. */
+static void count_in(struct usm_agent *a)
+{
+	uint32_t is = atomic_load(&a->maplock);
+
 	for (;;) {
 		if (is & USM_MAPLOCK_AGENT) {
 			sys_futex_wait(&a->maplock, is, MAPLOCK_STEP_USEC);
 			is = atomic_load(&a->maplock);
 		} else if (atomic_compare_exchange_weak(&a->maplock, &is, is + 1)) {
-			return a;
+			return;
 		}
 	}
 }
 
-static void mappings_leave(struct usm_agent *a)
+/* takes: mappings are taken away or moved. */
+static struct mapping_call mappings_enter(bool takes)
 {
-	if (a && atomic_fetch_sub(&a->maplock, 1) == (USM_MAPLOCK_AGENT | 1))
-		sys_futex_wake(&a->maplock);
+	struct mapping_call c = { .agent = usm_tagger ? usm_tagger->agent : NULL };
+
+	if (!c.agent || atomic_load(&c.agent->life) != USM_LIFE_MANAGED)
+		return (struct mapping_call){ .agent = NULL };
+	c.in_order = takes && usm_order_enter(c.agent);
+	c.counted = c.agent->evict_modes & USM_EVICT_LAZYFREE;
+	if (c.counted)
+		count_in(c.agent);
+	return c;
+}
+
+static void mappings_leave(struct mapping_call c)
+{
+	if (c.counted && atomic_fetch_sub(&c.agent->maplock, 1) == (USM_MAPLOCK_AGENT | 1))
+		sys_futex_wake(&c.agent->maplock);
+	if (c.in_order)
+		usm_order_leave(c.agent);
 }
 
 static long finish(long r)
@@ -70,7 +86,7 @@ static bool is_candidate(int flags)
 EXPORT void *mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t off)
 {
 	bool ours = is_candidate(flags) && usm_tagger_ready(), populate = false;
-	struct usm_agent *a;
+	struct mapping_call c;
 	long r;
 
 	/* Populating comes after the registration, so that the daemon provides the pages. */
@@ -78,9 +94,9 @@ EXPORT void *mmap(void *addr, size_t bytes, int prot, int flags, int fd, off_t o
 		populate = true;
 		flags &= ~MAP_POPULATE;
 	}
-	a = mappings_enter();
+	c = mappings_enter(flags & MAP_FIXED);
 	r = sys_mmap((uint64_t)addr, bytes, prot, flags, fd, off);
-	mappings_leave(a);
+	mappings_leave(c);
 	if (ours && !sys_is_error(r)) {
 		usm_tagger_register((uint64_t)r, page_end(bytes));
 		if (populate && (prot & PROT_WRITE))
@@ -96,17 +112,17 @@ EXPORT void *mmap64(void *addr, size_t bytes, int prot, int flags, int fd, off_t
 
 EXPORT int munmap(void *addr, size_t bytes)
 {
-	struct usm_agent *a = mappings_enter();
+	struct mapping_call c = mappings_enter(true);
 	long r = sys2(SYS_munmap, addr, bytes);
 
-	mappings_leave(a);
+	mappings_leave(c);
 	return (int)finish(r);
 }
 
 EXPORT void *mremap(void *addr, size_t old_bytes, size_t bytes, int flags, ...)
 {
 	void *target = NULL;
-	struct usm_agent *a;
+	struct mapping_call c;
 	va_list args;
 	long r;
 
@@ -117,9 +133,9 @@ EXPORT void *mremap(void *addr, size_t old_bytes, size_t bytes, int flags, ...)
 	}
 	if (flags & MREMAP_MAYMOVE)
 		usm_pin_move((uint64_t)addr, old_bytes);
-	a = mappings_enter();
+	c = mappings_enter(true);
 	r = sys5(SYS_mremap, addr, old_bytes, bytes, flags, target);
-	mappings_leave(a);
+	mappings_leave(c);
 	return (void *)finish(r);
 }
 
@@ -131,23 +147,23 @@ static bool drops_pages(int advice)
 
 EXPORT int madvise(void *addr, size_t bytes, int advice)
 {
-	struct usm_agent *a;
+	struct mapping_call c;
 	long r;
 
 	if (advice == MADV_WIPEONFORK || advice == MADV_DONTFORK)
 		usm_pin_uninherited((uint64_t)addr, bytes);
 	if (!drops_pages(advice))
 		return (int)finish(sys_madvise((uint64_t)addr, bytes, advice));
-	a = mappings_enter();
+	c = mappings_enter(false);
 	r = sys_madvise((uint64_t)addr, bytes, advice);
-	mappings_leave(a);
+	mappings_leave(c);
 	return (int)finish(r);
 }
 
 EXPORT int brk(void *end)
 {
 	uint64_t old, now;
-	struct usm_agent *a;
+	struct mapping_call c;
 	bool ours;
 
 	if (!&__curbrk) {
@@ -155,10 +171,10 @@ EXPORT int brk(void *end)
 		return -1;
 	}
 	ours = usm_tagger_ready();
-	a = mappings_enter();
+	c = mappings_enter(__curbrk && end < __curbrk);
 	old = __curbrk ? (uint64_t)__curbrk : (uint64_t)sys1(SYS_brk, 0);
 	now = (uint64_t)sys1(SYS_brk, end);
-	mappings_leave(a);
+	mappings_leave(c);
 	__curbrk = (void *)now;
 	if (now < (uint64_t)end) {
 		errno = ENOMEM;

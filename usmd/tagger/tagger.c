@@ -262,6 +262,15 @@ static void before_fork(void)
 	usm_pin_before_fork(s->agent);
 	if (atomic_load(&s->agent->ops->protect_fork) != USM_PROTECT_NO)
 		usm_protect_fork(s);
+	usm_order_fork(s->agent);
+}
+
+static void after_fork_in_parent(void)
+{
+	struct usm_tagger_state *s = usm_tagger;
+
+	if (s->agent && sys0(SYS_getpid) == s->pid)
+		usm_order_leave(s->agent);
 }
 
 static void after_fork_in_child(void)
@@ -358,6 +367,6 @@ __attribute__((constructor)) static void start(void)
 		inherited.hooked = true;
 		atomic_store(&s->agent->hooked, 1);
 	}
-	pthread_atfork(before_fork, NULL, after_fork_in_child);
+	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 	atomic_store(&s->mode, USM_TAGGER_ARMED);
 }

@@ -75,6 +75,19 @@ struct usm_patch {
  * all of them do. */
 bool usm_patch_libc(const struct usm_patch *patches, size_t nr);
 
+/* order.c */
+
+/*
+ * Around each call that takes mappings away or moves them: the daemon is told of them in the order in
+ * which they are done.  True: usm_order_leave() is due.  Any thread, also in a signal handler within
+ * such a call, which goes ahead.
+ */
+bool usm_order_enter(struct usm_agent *a);
+/* Leaves what the calling thread has entered, if it has. */
+void usm_order_leave(struct usm_agent *a);
+/* The same before a fork(), after all else that is done there; usm_order_leave() in the parent. */
+void usm_order_fork(struct usm_agent *a);
+
 /* hooks.c */
 
 extern const struct usm_patch usm_hook_patches[];
