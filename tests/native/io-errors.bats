@@ -274,7 +274,7 @@ full_disk() {
 	[ ! -e "$DISK/second" ]
 	mount -o remount,ro "$DISK"
 	run -1 usmctl swap add "$DISK/second" 2M
-	[[ $output == *"Read-only file system"* ]]
+	[[ $output == *"$DISK/second is on a file system that is read-only for usmd"* ]]
 	[ "$(usmctl list swap --json | jq '.swaps | length')" -eq 1 ]
 	evict hold
 	check_program hold
@@ -285,7 +285,7 @@ full_disk() {
 	run timeout 30 "$T/bin/usmd" --config "$T/usmd.conf" --runtime-dir "$T/run" \
 		--state-dir "$T/state"
 	[ "$status" -eq 1 ]
-	[[ $output == *"$DISK/second: Read-only file system"* ]]
+	[[ $output == *"$DISK/second is on a file system that is read-only for usmd"* ]]
 }
 
 @test "a file system that becomes read-only keeps what is on it" {
