@@ -283,6 +283,23 @@ static struct process *child_with(struct core_fixture *f, int uffd, unsigned *re
 	return child;
 }
 
+/* Without it the child's agent would let it go on without usmd, and with zeros. */
+static void test_fork_tells_of_swapped(void **state)
+{
+	struct core_fixture *f = *state;
+	struct process *p = setup_process(f);
+	unsigned n;
+
+	for (unsigned with = 0; with <= 1; with++) {
+		int uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+		if (with)
+			put_swapped(f, p, FROM);
+		apply(p, forked(uffd));
+		assert_int_equal(child_with(f, uffd, &n)->shared->ever_swapped, with);
+	}
+}
+
 static void test_fork(void **state)
 {
 	struct core_fixture *f = *state;
@@ -839,6 +856,7 @@ int main(void)
 		TEST(test_remap_back),
 		TEST(test_remap_half_done),
 		TEST(test_fork),
+		TEST(test_fork_tells_of_swapped),
 		TEST(test_fork_half_done),
 		TEST(test_sequence_interrupted),
 		TEST(test_applied_is_skipped),
