@@ -85,6 +85,8 @@ static int setup(void **state)
 	};
 	assert_int_equal(ioctl(agent->u1, UFFDIO_REGISTER, &reg), 0);
 	atomic_store(&agent->life, USM_LIFE_MANAGED);
+	agent->link_fd = (int)syscall(SYS_eventfd2, 0, EFD_NONBLOCK);
+	assert_true(agent->link_fd >= 0);
 	killed = swapped = false;
 	return 0;
 }
@@ -93,6 +95,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	close(agent->u1);
+	close(agent->link_fd);
 	munmap(area, PAGES * USM_PAGE_SIZE);
 	munmap(agent->ops, USM_OPS_BYTES);
 	free(agent);
@@ -153,16 +156,28 @@ static void test_missing(void **state)
 	assert_false(killed);
 }
 
-/* The results of an operation that is over say nothing. */
+static void *touch(void *userdata)
+{
+	return (void *)(uintptr_t)first_of((unsigned)(uintptr_t)userdata);
+}
+
+/* What an operation that is over has taken, the agent puts back: nobody answers before that. */
 static void test_nothing_under_way(void **state)
 {
-	pthread_t t;
+	struct uffdio_copy c = { .dst = (uint64_t)area + USM_PAGE_SIZE, .len = USM_PAGE_SIZE };
+	pthread_t waits, t;
+	void *value;
 
 	(void)state;
 	operation_on(1, 0);
 	atomic_store(&agent->can_wait, false);
 	t = link_of();
-	assert_int_equal(first_of(1), 0);
+	assert_int_equal(pthread_create(&waits, NULL, touch, (void *)1), 0);
+	usleep(5 * LOOK_USEC);
+	c.src = (uint64_t)agent->ops + USM_OPS_DATA;
+	assert_int_equal(ioctl(agent->u1, UFFDIO_COPY, &c), 0);
+	assert_int_equal(pthread_join(waits, &value), 0);
+	assert_int_equal((uintptr_t)value, 'a' + 1);
 	end_link(t);
 }
 
@@ -197,20 +212,17 @@ static void test_what_the_agent_waits_for(void **state)
 		.range = { (uint64_t)area, USM_PAGE_SIZE },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
-	pthread_t t = link_of();
+	pthread_t t;
 
 	(void)state;
+	atomic_store(&agent->can_wait, true);
+	t = link_of();
 	*(volatile char *)area = 'x';
 	assert_int_equal(ioctl(agent->u1, UFFDIO_WRITEPROTECT, &wp), 0);
 	assert_int_equal(madvise(area, USM_PAGE_SIZE, MADV_POPULATE_WRITE), 0);
 	assert_int_equal(first_of(0), 'x');
 	assert_int_equal(madvise(area, USM_PAGE_SIZE, MADV_FREE), 0);
 	end_link(t);
-}
-
-static void *touch(void *userdata)
-{
-	return (void *)(uintptr_t)first_of((unsigned)(uintptr_t)userdata);
 }
 
 static void test_fault_read_by_the_dead(void **state)
@@ -246,15 +258,12 @@ static void test_release_before_the_end(void **state)
 	pthread_t t;
 
 	(void)state;
-	agent->link_fd = (int)syscall(SYS_eventfd2, 0, EFD_NONBLOCK);
-	assert_true(agent->link_fd >= 0);
 	assert_int_equal(pthread_create(&t, NULL, agent_reads, agent), 0);
 	assert_false(needs_daemon(agent));
 	assert_int_equal(pthread_join(t, NULL), 0);
 	atomic_store(&agent->life, USM_LIFE_MANAGED);
 	atomic_store(&agent->can_wait, true);
 	assert_true(needs_daemon(agent));
-	close(agent->link_fd);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

@@ -87,11 +87,12 @@ static uint32_t batch_index(struct usm_agent *a, uint64_t page)
 	return i;
 }
 
-/* No page was swapped, so what is missing was never there, or is in the operation's hands. */
+/* No page was swapped, and the operation is the newest, so what is missing was never there, or is in
+ * its hands. */
 static void serve_missing(struct usm_agent *a, uint64_t page)
 {
 	struct uffdio_zeropage z = { .range = { .start = page, .len = USM_PAGE_SIZE } };
-	uint32_t i = atomic_load(&a->can_wait) ? batch_index(a, page) : a->n;
+	uint32_t i = batch_index(a, page);
 	int32_t result = i < a->n ? atomic_load(&a->ops->res[i]) : -ENOENT;
 	struct uffdio_copy c = {
 		.dst = page,
@@ -105,6 +106,13 @@ static void serve_missing(struct usm_agent *a, uint64_t page)
 		sys3(SYS_ioctl, a->u1, UFFDIO_COPY, &c);
 	else
 		sys3(SYS_ioctl, a->u1, UFFDIO_ZEROPAGE, &z);
+}
+
+static void wake(struct usm_agent *a, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = { .start = start, .len = end - start };
+
+	sys3(SYS_ioctl, a->u1, UFFDIO_WAKE, &range);
 }
 
 /* As the daemon would; that an event is read is its answer. */
@@ -124,6 +132,11 @@ static void serve_one(struct usm_agent *a)
 	if (m.event != UFFD_EVENT_PAGEFAULT)
 		return;
 	page = m.arg.pagefault.address & ~(USM_PAGE_SIZE - 1);
+	/* The agent has come out meanwhile, and puts back what it has taken: it is asked again then. */
+	if (!atomic_load(&a->can_wait)) {
+		wake(a, page, page + USM_PAGE_SIZE);
+		return;
+	}
 	if (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
 		wp.range.start = page;
 		sys3(SYS_ioctl, a->u1, UFFDIO_WRITEPROTECT, &wp);
@@ -132,24 +145,20 @@ static void serve_one(struct usm_agent *a)
 	}
 }
 
-/* Faults that a daemon had read before it died are asked again. */
-static void wake_all(struct usm_agent *a)
-{
-	struct uffdio_range all = { .start = USER_START, .len = USER_END - USER_START };
-
-	sys3(SYS_ioctl, a->u1, UFFDIO_WAKE, &all);
-}
-
 static void give_up(struct usm_agent *a)
 {
 	if (usm_agent_has_swapped(a))
 		usm_agent_kill_program(a);
 	atomic_store(&a->given_up, true);
 	wake_agent(a);
-	wake_all(a);
-	/* Until the agent has come out of its operation, and gives up, too. */
+	/* Faults that a daemon had read before it died are asked again. */
+	wake(a, USER_START, USER_END);
+	/* Only as long as the agent is in its operation: then it gives up, too. */
 	while (!is_over(a))
-		serve_one(a);
+		if (atomic_load(&a->can_wait))
+			serve_one(a);
+		else
+			wait_for_wake(a, LOOK_USEC);
 }
 
 static void link_main(struct usm_agent *a)

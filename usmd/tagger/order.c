@@ -27,7 +27,6 @@ static bool take_over(struct usm_agent *a, uint64_t owner)
 {
 	if (!atomic_compare_exchange_strong(&a->order_owner, &owner, usm_thread_pointer()))
 		return false;
-	atomic_store(&a->order_forks, false);
 	atomic_fetch_add(&a->order_turn, 1);
 	return true;
 }
@@ -66,11 +65,11 @@ static bool enter(struct usm_agent *a, bool forks)
 		turn = wait_for_turn(a);
 	if (turn == WITHOUT)
 		return false;
+	atomic_store(&a->order_forks, forks);
 	if (turn == MINE) {
 		atomic_store(&a->order_owner, usm_thread_pointer());
 		atomic_fetch_add(&a->order_turn, 1);
 	}
-	atomic_store(&a->order_forks, forks);
 	return true;
 }
 
@@ -84,6 +83,13 @@ void usm_order_fork(struct usm_agent *a)
 	enter(a, true);
 }
 
+void usm_order_forked(struct usm_agent *a)
+{
+	/* A fork in a signal handler has not taken what the call that it interrupted has. */
+	if (atomic_load(&a->order_forks))
+		usm_order_leave(a);
+}
+
 void usm_order_leave(struct usm_agent *a)
 {
 	uint64_t self = usm_thread_pointer();
@@ -91,6 +97,8 @@ void usm_order_leave(struct usm_agent *a)
 	/* Somebody else's by now? */
 	if (!atomic_compare_exchange_strong(&a->order_owner, &self, 0))
 		return;
+	/* Before it is free: who comes next may be no fork. */
+	atomic_store(&a->order_forks, false);
 	if (atomic_exchange(&a->order, FREE) == WAITED_FOR)
 		sys3(SYS_futex, &a->order, 1 /* FUTEX_WAKE */, 1);
 }

@@ -270,7 +270,7 @@ static void after_fork_in_parent(void)
 	struct usm_tagger_state *s = usm_tagger;
 
 	if (s->agent && sys0(SYS_getpid) == s->pid)
-		usm_order_leave(s->agent);
+		usm_order_forked(s->agent);
 }
 
 static void after_fork_in_child(void)

@@ -83,10 +83,10 @@ bool usm_patch_libc(const struct usm_patch *patches, size_t nr);
  * such a call, which goes ahead.
  */
 bool usm_order_enter(struct usm_agent *a);
-/* Leaves what the calling thread has entered, if it has. */
 void usm_order_leave(struct usm_agent *a);
-/* The same before a fork(), after all else that is done there; usm_order_leave() in the parent. */
+/* The same around a fork(): after all else that is done before it, and in the parent. */
 void usm_order_fork(struct usm_agent *a);
+void usm_order_forked(struct usm_agent *a);
 
 /* hooks.c */
 
