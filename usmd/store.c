@@ -229,10 +229,29 @@ static void reset_supervision(struct arena *a)
 	h->inherited = 1;
 }
 
+/* Drops those that are stored by a number which the arena does not name. */
+static void drop_unnamed(struct passed *list, int n, const uint8_t *named)
+{
+	bool dropped = false;
+
+	for (int i = 0; i < n; i++) {
+		int number = number_of(list[i].name);
+
+		if (number < 0 || named[number])
+			continue;
+		tell_remove(list[i].name);
+		dropped = true;
+		close(list[i].fd);
+		list[i].fd = -1;
+	}
+	/* A swap file is locked as long as anybody has it open. */
+	if (dropped)
+		sd_notify_barrier(0, BARRIER_USEC);
+}
+
 static void adopt(struct arena *a, struct passed *list, int n)
 {
 	static uint8_t named[ARENA_FDS], passed[ARENA_FDS];
-	bool dropped = false;
 
 	arena_mark_descriptors(a, named, ARENA_FDS);
 	for (int i = 0; i < (int)ARENA_FDS / 64; i++)
@@ -243,41 +262,17 @@ static void adopt(struct arena *a, struct passed *list, int n)
 		if (number < 0)
 			continue;
 		passed[number] = 1;
-		if (named[number]) {
+		if (named[number])
 			arena_fd_set(a->h->told, number, true);
-			continue;
-		}
-		tell_remove(list[i].name);
-		dropped = true;
-		close(list[i].fd);
-		list[i].fd = -1;
 	}
-	/* A swap file is locked as long as anybody has it open. */
-	if (dropped)
-		sd_notify_barrier(0, BARRIER_USEC);
+	drop_unnamed(list, n, named);
 	forget_missing(a, passed);
 	reset_supervision(a);
 }
 
-/* An arena is gone, and what else there is with it: nothing can be done with it. */
-static void drop_all(struct passed *list, int n)
-{
-	bool dropped = false;
-
-	for (int i = 0; i < n; i++) {
-		if (number_of(list[i].name) < 0)
-			continue;
-		tell_remove(list[i].name);
-		dropped = true;
-		close(list[i].fd);
-		list[i].fd = -1;
-	}
-	if (dropped)
-		sd_notify_barrier(0, BARRIER_USEC);
-}
-
 static int sort_out(struct store_received *ret, struct passed *list, int n)
 {
+	static const uint8_t none[ARENA_FDS];
 	int arena_fd = -1, r;
 
 	r = renumber(list, n);
@@ -296,7 +291,8 @@ static int sort_out(struct store_received *ret, struct passed *list, int n)
 			ret->control_fd = fd;
 	}
 	if (arena_fd < 0) {
-		drop_all(list, n);
+		/* Nothing can be done with what it named. */
+		drop_unnamed(list, n, none);
 		return 0;
 	}
 	r = arena_open(arena_fd, &ret->arena, ret->id);

@@ -12,8 +12,8 @@
  * cleared when systemd has confirmed that it has dropped it, as a message of a process that
  * has ended is not read.
  *
- * Nobody waits for systemd: where it is behind, a thread does, which also closes what it drops.  Without a store, as with a usmd that was
- * started by hand, all this is close().
+ * Nobody waits for systemd: where it is behind, a thread does, which also closes what it drops.
+ * Without a store, as with a usmd that was started by hand, all this is close().
  */
 #pragma once
 
